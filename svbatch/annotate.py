@@ -1,0 +1,186 @@
+"""Recordings in, Arrow tables out: hear every span once, then ask it all its questions.
+
+    decode ─► spans ─► encoder ─┬─► projector ─► speech embeddings, read-out
+                                └─► recogniser ─► transcript
+    [speech embeddings] [transcript] read once by the LLM ─► each task's question ─► rows
+
+Nothing here writes or knows an output. Whatever keeps one recording from an answer becomes a row of failures.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from svbatch.ask import ask, mode_of
+from svbatch.corpus.decode import Audio, decode
+from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
+from svbatch.corpus.sources import Recording
+from svbatch.errors import RecordingError
+from svbatch.hear import Hearing, Span, hear
+from svbatch.model import Model
+from svbatch.tables.schemas import table_of
+from svbatch.tasks.task import Task
+
+SPANS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Tables of some recordings: answers by the task's name, failures, and a row per recording."""
+
+    answers: dict[str, pa.Table]
+    failures: pa.Table
+    recordings: pa.Table
+    audio_seconds: float
+
+
+@dataclass
+class Item:
+    """One recording on its way: its audio, or why there is none, and its segments that hold speech."""
+
+    recording: Recording
+    audio: Audio | None = None
+    failure: RecordingError | None = None
+    num_segments: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A span of one recording and what is asked of it: it is a segment, a window, or both."""
+
+    item: Item
+    span: Segment
+    scopes: frozenset[str]
+
+
+def annotate(
+    recordings: Sequence[Recording], tasks: Sequence[Task], versions: Mapping[str, str], model: Model, run_id: str
+) -> Annotated:
+    """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name."""
+    items = [_decoded(recording) for recording in recordings]
+    scopes = {task.scope for task in tasks}
+    places = [place for item in items for place in _places(item, scopes)]
+    words_wanted = any(mode_of(task) != "audio" for task in tasks)
+    rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
+    with torch.inference_mode():
+        for batch in _batches(places):
+            hearings = hear([_span(place, words_wanted) for place in batch], model)
+            for scope in sorted(scopes):
+                heard = [(p, h) for p, h in zip(batch, hearings, strict=True) if _is_asked(p, h, scope)]
+                asked = [task for task in tasks if task.scope == scope]
+                for name, answers in ask(asked, [h for _, h in heard], model).items():
+                    rows[name] += [
+                        _common(place, versions[name], run_id) | answer
+                        for (place, _), answer in zip(heard, answers, strict=True)
+                    ]
+                if scope == "segment":
+                    for place, _ in heard:
+                        place.item.num_segments += 1
+    return _tables(items, tasks, versions, rows, run_id)
+
+
+def _decoded(recording: Recording) -> Item:
+    try:
+        return Item(recording, audio=decode(recording))
+    except RecordingError as failure:
+        return Item(recording, failure=failure)
+
+
+def _places(item: Item, scopes: set[str]) -> Iterator[Place]:
+    """The spans of a recording that are heard, each once, whatever it is heard for."""
+    if item.audio is None:
+        return
+    segments = set(speech_segments(item.audio.waveform)) if "segment" in scopes else set()
+    windows = set(fixed_windows(item.audio.waveform.size)) if "window" in scopes else set()
+    for span in sorted(segments | windows):
+        kinds = {"segment": span in segments, "window": span in windows}
+        yield Place(item, span, frozenset(scope for scope, held in kinds.items() if held))
+
+
+def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
+    """Spans of similar length together, the longest first, so that a batch too large is met at once."""
+    by_length = sorted(places, key=lambda place: -place.span.num_samples)
+    for start in range(0, len(by_length), SPANS_AT_ONCE):
+        yield by_length[start : start + SPANS_AT_ONCE]
+
+
+def _span(place: Place, words_wanted: bool) -> Span:
+    assert place.item.audio is not None
+    waveform = place.item.audio.waveform[place.span.start : place.span.end]
+    return Span(waveform, place.span.start_s, transcribed=words_wanted and "segment" in place.scopes)
+
+
+def _is_asked(place: Place, hearing: Hearing, scope: str) -> bool:
+    return scope in place.scopes and (scope == "window" or hearing.has_speech)
+
+
+def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
+    item = place.item
+    assert item.audio is not None
+    return {
+        "uri": item.recording.uri,
+        "recording_id": item.audio.recording_id,
+        "channel": None,
+        "start": place.span.start_s,
+        "end": place.span.end_s,
+        "task_version": version,
+        "run_id": run_id,
+        "annotated_at": datetime.now(UTC),
+    }
+
+
+def _tables(
+    items: Sequence[Item],
+    tasks: Sequence[Task],
+    versions: Mapping[str, str],
+    rows: Mapping[str, list[dict[str, Any]]],
+    run_id: str,
+) -> Annotated:
+    return Annotated(
+        answers={
+            task.name: table_of(task.definition, sorted(rows[task.name], key=lambda row: (row["uri"], row["start"])))
+            for task in tasks
+        },
+        failures=table_of("failures", [_failure(item, item.failure, run_id) for item in items if item.failure]),
+        recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
+        audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
+    )
+
+
+def _failure(item: Item, failure: RecordingError, run_id: str) -> dict[str, Any]:
+    return {
+        "uri": item.recording.uri,
+        "recording_id": None,
+        "channel": None,
+        "start": None,
+        "end": None,
+        "task": None,
+        "task_version": None,
+        "stage": failure.stage,
+        "code": failure.code,
+        "message": str(failure),
+        "run_id": run_id,
+        "failed_at": datetime.now(UTC),
+    }
+
+
+def _recording(item: Item, versions: Mapping[str, str], run_id: str) -> dict[str, Any]:
+    audio = item.audio
+    return {
+        "uri": item.recording.uri,
+        "recording_id": audio.recording_id if audio else None,
+        "size_bytes": item.recording.size_bytes,
+        "modified_at": item.recording.modified_at,
+        "duration": audio.duration_s if audio else None,
+        "sample_rate": audio.sample_rate_hz if audio else None,
+        "channels": audio.channels if audio else None,
+        "num_segments": item.num_segments,
+        "status": "failed" if audio is None else "annotated" if item.num_segments else "empty",
+        "answered": [f"{name}@{version}" for name, version in versions.items()],
+        "run_id": run_id,
+        "annotated_at": datetime.now(UTC),
+    }

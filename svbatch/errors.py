@@ -1,0 +1,62 @@
+"""The errors a user can meet, drawn as a tree:
+
+    SvbatchError              exit 2: the command cannot go on; the message says what to change
+    ├── JobError              the job file
+    ├── CorpusError           where recordings are looked for
+    ├── TaskError             a task file or its parameters
+    ├── BundleError           a model on disk, or a weight that cannot be fetched
+    ├── OutputError           the tables' folder
+    ├── TrainingError         a recipe, a manifest or a training step
+    ├── DeviceError           the provider asked for does not work here
+    ├── BusyError             exit 75: another run holds the output; try again later
+    └── RecordingError        never ends a run: it becomes a row in `failures`
+
+Anything else that escapes is a bug: it keeps its traceback and exits 1.
+"""
+
+
+class SvbatchError(Exception):
+    """A user's problem with its remedy; `str()` of it is the one line that is printed."""
+
+    exit_code = 2
+
+
+class JobError(SvbatchError):
+    pass
+
+
+class CorpusError(SvbatchError):
+    pass
+
+
+class TaskError(SvbatchError):
+    pass
+
+
+class BundleError(SvbatchError):
+    pass
+
+
+class OutputError(SvbatchError):
+    pass
+
+
+class TrainingError(SvbatchError):
+    pass
+
+
+class DeviceError(SvbatchError):
+    pass
+
+
+class BusyError(SvbatchError):
+    exit_code = 75
+
+
+class RecordingError(SvbatchError):
+    """One recording that could not be answered: `stage` and `code` are short words, fit for grouping."""
+
+    def __init__(self, stage: str, code: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.code = code

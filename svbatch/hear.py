@@ -1,0 +1,89 @@
+"""Spans of sound as everything that questions need of them: one pass of encoder, projector and recogniser."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svbatch.model import Model
+from svbatch.speech.alignment import Word, word_times
+from svbatch.speech.encoder import encode, num_frames
+from svbatch.speech.projector import num_embeddings
+from svbatch.speech.readout import BLANK, kept, spoken_form
+from svbatch.speech.recogniser import Transcript
+
+# A span says nothing if the read-out is empty and the recogniser doubts it too, or doubts it strongly.
+DOUBT = 0.3
+STRONG_DOUBT = 0.9
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """One span heard; `start_s` is where it starts in its recording. `speech` (K, E): the embeddings that the LLM is given, of `embeddings` (T, E) with blank
+    logits (T,). `read`: token ids of the read-out. `transcript` is None where none was wanted or possible."""
+
+    start_s: float
+    speech: Tensor
+    embeddings: Tensor
+    blank: Tensor
+    read: list[int]
+    transcript: Transcript | None
+
+    @property
+    def has_speech(self) -> bool:
+        """Whether anything is said, by read-out and recogniser together."""
+        if self.transcript is None:
+            return bool(self.read)
+        doubt = self.transcript.no_speech_probability
+        return bool(self.transcript.text) and doubt < (STRONG_DOUBT if self.read else DOUBT)
+
+    @property
+    def text(self) -> str:
+        """What the recogniser wrote; empty if nothing is said."""
+        return self.transcript.text if self.transcript is not None and self.has_speech else ""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a recording: `waveform` (S,) of up to 30 s at 16 kHz, which starts at `start_s` of its recording.
+    `transcribed`: whether its words are wanted, or only its sound."""
+
+    waveform: NDArray[np.float32]
+    start_s: float
+    transcribed: bool
+
+
+def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
+    """What is heard in each span, in their order."""
+    frames = encode(model.encoder, [span.waveform for span in spans])
+    wanted = [i for i, span in enumerate(spans) if span.transcribed and model.recogniser is not None]
+    transcripts: dict[int, Transcript] = {}
+    if wanted and model.recogniser is not None:
+        transcripts = dict(zip(wanted, model.recogniser.transcribe(torch.from_numpy(frames[wanted])), strict=True))
+    lengths = [num_frames(len(span.waveform)) for span in spans]
+    longest = max(lengths)
+    sound = np.zeros_like(frames[:, :longest])
+    for row, source, length in zip(sound, frames, lengths, strict=True):
+        row[:length] = source[:length]
+    projected = model.projector.run({"frames": sound, "lengths": np.array(lengths, dtype=np.int64)})
+    hearings = []
+    for i, (span, length) in enumerate(zip(spans, map(num_embeddings, lengths), strict=True)):
+        embeddings = torch.from_numpy(projected["embeddings"][i, :length])
+        blank = torch.from_numpy(projected["blank"][i, :length])
+        log_probs = model.readout.log_probs(embeddings[None], blank[None])[0]
+        speech = embeddings[kept(log_probs[:, BLANK].exp())]
+        read = model.readout.greedy(log_probs)
+        hearings.append(Hearing(span.start_s, speech, embeddings, blank, read, transcripts.get(i)))
+    return hearings
+
+
+def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
+    """The words of `text` with times in seconds of the recording, by forced alignment to the read-out."""
+    words = text.split()
+    ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
+    log_probs = model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
+    timed = word_times(words, [model.readout.classes(i) for i in ids], log_probs.numpy())
+    return [Word(w.word, w.start + hearing.start_s, w.end + hearing.start_s) for w in timed]

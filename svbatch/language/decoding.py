@@ -1,0 +1,207 @@
+"""Open answers: greedy decoding over a batch, with a draft where one exists, and a guard against loops.
+
+A draft is a guess of the answer. One pass reads all of it, and what the LLM would have said itself is kept:
+every token in a result is the LLM's own choice after the tokens before it, so a draft changes the time and
+not the text.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from svbatch.language.cache import KeyValueCache
+from svbatch.language.llm import LanguageModel
+from svbatch.language.prefix import Prefix
+
+FinishReason = Literal["stop", "length", "loop"]
+
+LOOP_REPEATS = 4
+LOOP_TOKENS = 24
+LOOP_MAX_NGRAM = 32
+"""An answer loops when it ends in one n-gram of at most LOOP_MAX_NGRAM tokens, said at least LOOP_REPEATS
+times in a row over at least LOOP_TOKENS tokens: "no no no no" is speech, 24 times "no" is not."""
+
+REDRAFT_TOKENS = 8
+"""After a refused token, so much of the rest of the draft is tried; twice as much each time that all held."""
+
+REALIGN_TOKENS = 16
+"""How far from the place of a refused token the draft is searched for what the LLM said last."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One answer. `ids` are without the end of the turn; a looping answer keeps its repeats.
+
+    sum_logprob: natural log, over `ids` and the end of the turn if the LLM said it. finish_reason: "stop"
+    (the LLM ended its turn), "length" (it was cut at max_tokens), "loop" (it was stopped repeating itself).
+    """
+
+    ids: list[int]
+    sum_logprob: float
+    finish_reason: FinishReason
+
+
+@torch.inference_mode()
+def greedy(
+    llm: LanguageModel,
+    prefix: Prefix,
+    instruction_ids: Sequence[int],
+    *,
+    end_id: int,
+    max_tokens: Sequence[int] | int,
+    drafts: Sequence[Sequence[int]] | None = None,
+) -> list[Decoded]:
+    """Each segment's answer to one instruction, taking the likeliest token at every step.
+
+    max_tokens: the most that is said, the end of the turn included, for all or for each segment. drafts: a
+    guess of each answer (empty for none). The prefix can be asked again afterwards. Raises ValueError for an
+    empty instruction or a limit below 1, TaskError where the LLM's context is too short.
+    """
+    if not instruction_ids:
+        raise ValueError("the instruction has no tokens, so nothing comes right before the answer")
+    limits = [max_tokens] * prefix.batch_size if isinstance(max_tokens, int) else max_tokens
+    if min(limits) < 1:
+        raise ValueError(f"max_tokens is {min(limits)}; an answer needs at least 1")
+    guesses: Sequence[Sequence[int]] = [[]] * prefix.batch_size if drafts is None else drafts
+    answers = [
+        _Answer(end_id, limit, _Draft(list(guess)), list(instruction_ids))
+        for limit, guess in zip(limits, guesses, strict=True)
+    ]
+    cache, lengths, open_answers = prefix.cache, prefix.lengths, answers
+    while open_answers:
+        lengths = _advance(llm, cache, lengths, open_answers)
+        rows = [row for row, answer in enumerate(open_answers) if answer.finish_reason is None]
+        if len(rows) < len(open_answers):
+            open_answers = [open_answers[row] for row in rows]
+            kept = torch.tensor(rows, dtype=torch.int64, device=llm.device)
+            cache, lengths = cache.select(kept), lengths[kept]
+    return [Decoded(answer.ids, answer.sum_logprob, answer.finish_reason or "length") for answer in answers]
+
+
+@dataclass
+class _Draft:
+    """A guess of the whole answer, and how far the answer has used it up."""
+
+    ids: list[int]
+    position: int = 0
+    reach: int = sys.maxsize
+    """How many tokens to propose at once: all, until one was refused."""
+
+    def proposal(self, room: int) -> list[int]:
+        return self.ids[self.position : self.position + min(self.reach, room)]
+
+    def follow(self, said: list[int], num_new: int) -> None:
+        """Moves behind what the LLM said last: the `num_new` last tokens of `said`."""
+        if self.ids[self.position : self.position + num_new] == said[-num_new:]:
+            self.position += num_new
+            self.reach *= 2
+        else:
+            self.position = self._realigned(said, self.position + num_new)
+            self.reach = REDRAFT_TOKENS
+
+    def _realigned(self, said: list[int], expected: int) -> int:
+        """The place in the draft before which it agrees longest with the end of `said`, near `expected`.
+
+        `expected` takes the refused token for a substitution, and wins where nothing agrees better.
+        """
+        nearby = range(max(1, expected - REALIGN_TOKENS), min(len(self.ids), expected + REALIGN_TOKENS) + 1)
+        return max(
+            nearby,
+            key=lambda place: (_agreement(self.ids, place, said), -abs(place - expected)),
+            default=expected,
+        )
+
+
+def _agreement(draft: list[int], place: int, said: list[int]) -> int:
+    """How many tokens before `place` in the draft are the last ones said."""
+    longest = min(place, len(said), REALIGN_TOKENS)
+    return next((n for n in range(longest) if draft[place - 1 - n] != said[-1 - n]), longest)
+
+
+@dataclass
+class _Answer:
+    """An answer in the making. `unread`: the tokens that come next and are not in the cache yet."""
+
+    end_id: int
+    max_tokens: int
+    draft: _Draft
+    unread: list[int]
+    ids: list[int] = field(default_factory=list)
+    sum_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+
+    def proposal(self) -> list[int]:
+        """The draft's next tokens; one less than may still be said, because the LLM adds one of its own."""
+        return self.draft.proposal(self.max_tokens - len(self.ids) - 1)
+
+    def accept(self, proposal: list[int], choices: list[tuple[int, float]]) -> int:
+        """Takes the LLM's choices up to the first that the proposal did not foresee.
+
+        choices: (token, log-probability) after `unread` and after each proposed token. Returns how many of
+        `unread + proposal` now belong to the answer's prompt, so stay in the cache.
+        """
+        num_before = len(self.ids)
+        num_kept = len(self.unread)
+        for step, (choice, logprob) in enumerate(choices):
+            self._say(choice, logprob)
+            if self.finish_reason is not None:
+                return num_kept
+            if step == len(proposal) or choice != proposal[step]:
+                break
+            num_kept += 1
+        self.unread = [self.ids[-1]]
+        self.draft.follow(self.ids, len(self.ids) - num_before)
+        return num_kept
+
+    def _say(self, token: int, logprob: float) -> None:
+        self.sum_logprob += logprob
+        if token == self.end_id:
+            self.finish_reason = "stop"
+            return
+        self.ids.append(token)
+        if is_loop(self.ids):
+            self.finish_reason = "loop"
+        elif len(self.ids) == self.max_tokens:
+            self.finish_reason = "length"
+
+
+def is_loop(ids: Sequence[int]) -> bool:
+    """Whether the ids end in an n-gram said over and over (LOOP_REPEATS, LOOP_TOKENS, LOOP_MAX_NGRAM)."""
+    for n in range(1, LOOP_MAX_NGRAM + 1):
+        span = max(LOOP_REPEATS * n, LOOP_TOKENS)
+        if span > len(ids):
+            break
+        if ids[-1] == ids[-1 - n] and ids[-span + n :] == ids[-span:-n]:
+            return True
+    return False
+
+
+def _advance(llm: LanguageModel, cache: KeyValueCache, lengths: Tensor, answers: Sequence[_Answer]) -> Tensor:
+    """One pass over what each answer has not read yet and its draft's proposal; returns the rows' new
+    lengths."""
+    proposals = [answer.proposal() for answer in answers]
+    blocks = [answer.unread + proposal for answer, proposal in zip(answers, proposals, strict=True)]
+    ids = pad_sequence([torch.tensor(block) for block in blocks], batch_first=True).to(llm.device)
+    num_tokens = ids.shape[1]
+    hidden = llm.extend(
+        cache,
+        lengths,
+        llm.embed(ids),
+        depths=torch.arange(num_tokens, device=llm.device),
+        visible=torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=llm.device).tril(),
+    )
+    spans = [(len(answer.unread) - 1, len(block)) for answer, block in zip(answers, blocks, strict=True)]
+    used = torch.cat([hidden[row, first:last] for row, (first, last) in enumerate(spans)])
+    choices, logprobs = llm.choose(used)
+    said = iter(zip(choices.tolist(), logprobs.tolist(), strict=True))
+    num_kept = [
+        answer.accept(proposal, list(islice(said, len(proposal) + 1)))
+        for answer, proposal in zip(answers, proposals, strict=True)
+    ]
+    return lengths + torch.tensor(num_kept, device=llm.device)

@@ -1,0 +1,125 @@
+"""A bundle's parts in memory: the frozen ones out of the cache, what was trained out of the bundle's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from svbatch.bundle import Bundle
+from svbatch.cache import derived
+from svbatch.errors import BundleError
+from svbatch.language.llm import LanguageModel, expand_gguf, load_language_model
+from svbatch.onnx import Device, OnnxSession, cuda_problem
+from svbatch.speech.export import assemble_weights
+from svbatch.speech.readout import Readout
+from svbatch.speech.recogniser import Recogniser
+from svbatch.speech.whisper import load_whisper
+
+Precision = Literal["float32", "bfloat16"]
+RULE = 1  # of how weights are laid down in the cache; another rule, another folder
+
+
+@dataclass(frozen=True)
+class Model:
+    """What annotate needs of a bundle. `recogniser` is None where the bundle has none."""
+
+    encoder: OnnxSession
+    projector: OnnxSession
+    readout: Readout
+    recogniser: Recogniser | None
+    llm: LanguageModel
+    tokenizer: Tokenizer
+    calibration: dict[str, float]
+
+
+def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:
+    """All parts of a trained bundle, whose fetched files are in the cache. Raises BundleError, DeviceError."""
+    manifest = bundle.manifest
+    if manifest.projector is None or manifest.adapter is None:
+        raise BundleError(f"bundle {bundle.ref} has no projector or adapter; train them with `svbatch train`")
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    graph = bundle.path(manifest.projector.graph)
+    trained = load_file(bundle.path(manifest.projector.weights))
+    llm = load_language_model(
+        llm_folder(bundle, dtype), dtype, adapter_dir=bundle.path(manifest.adapter.weights).parent
+    )
+    token_ids = trained["token_ids"].long()
+    embeddings = llm.embed(token_ids).float()
+    return Model(
+        encoder=load_encoder(bundle, device),
+        projector=OnnxSession(graph, device=device, weights_dir=graph.parent),
+        readout=Readout(token_ids, embeddings, trained["log_scale"].float()),
+        recogniser=load_recogniser(bundle, dtype, device) if manifest.recogniser else None,
+        llm=llm,
+        tokenizer=load_tokenizer(bundle),
+        calibration=dict(manifest.calibration),
+    )
+
+
+def load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The LLM's tokenizer."""
+    return Tokenizer.from_file(str(bundle.path(bundle.manifest.llm.tokenizer)))
+
+
+def load_encoder(bundle: Bundle, device: Device) -> OnnxSession:
+    """The encoder's session; its weights are assembled into the cache the first time."""
+    part = bundle.manifest.encoder
+    graph = bundle.path(part.graph)
+    if part.external_data is None:
+        return OnnxSession(graph, device=device)
+    weights = _whisper_weights(bundle)
+    name = part.external_data
+
+    def make(folder: Path) -> None:
+        encoder = load_whisper(weights).model.encoder
+        state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+        assemble_weights(graph, state, folder / name)
+
+    key = f"encoder-{bundle.manifest.files[part.graph].sha256[:16]}-{RULE}"
+    return OnnxSession(graph, device=device, weights_dir=derived(bundle.cache, key, make))
+
+
+def load_recogniser(bundle: Bundle, dtype: torch.dtype, device: Device) -> Recogniser:
+    """The encoder's own frozen decoder."""
+    if bundle.manifest.recogniser is None:
+        raise BundleError(f"bundle {bundle.ref} has no recogniser; ask `asr: {{via: llm}}`")
+    decoder = load_whisper(_whisper_weights(bundle)).model.decoder.to(device)
+    return Recogniser(decoder, bundle.path(bundle.manifest.recogniser.tokenizer), dtype=dtype)
+
+
+def llm_folder(bundle: Bundle, dtype: torch.dtype) -> Path:
+    """The LLM's weights, expanded into the cache the first time, one folder per precision."""
+    name = bundle.manifest.llm.weights
+    gguf = bundle.path(name)
+    key = f"llm-{bundle.manifest.fetched[name].sha256[:16]}-{str(dtype).removeprefix('torch.')}-{RULE}"
+    return derived(bundle.cache, key, lambda folder: expand_gguf(gguf, folder / "llm", dtype)) / "llm"
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
+    """The device asked for; "auto" is CUDA where both onnxruntime and torch can use it."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() and cuda_problem() is None else "cpu"
+    return wanted
+
+
+def choose_precision(wanted: Literal["auto", "float32", "bfloat16"], device: Device) -> Precision:
+    """The precision asked for; "auto" is bfloat16 where it is multiplied natively (CUDA, AVX512-BF16, AMX)."""
+    if wanted == "auto":
+        return "bfloat16" if device == "cuda" or has_native_bfloat16() else "float32"
+    return wanted
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+def _whisper_weights(bundle: Bundle) -> Path:
+    if bundle.manifest.recogniser is None:
+        raise BundleError(f"bundle {bundle.ref}: its encoder's weights come with a recogniser, and it names none")
+    return bundle.path(bundle.manifest.recogniser.weights)

@@ -1,0 +1,83 @@
+"""Scores of labels -> probabilities -> answers, as dicts that fit the tables' structs.
+
+A score is the sum of the log-probabilities of a label's tokens and of the end of the turn. Probabilities are
+the softmax of score / temperature over the task's labels, so they sum to 1; a temperature that was fitted on
+held-out data makes them calibrated, without one it is 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+LOW_CONFIDENCE = "low_confidence"
+
+
+def probabilities(scores: ArrayLike, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Scores (B, N), natural log, any float type -> probabilities (B, N). A label that cannot be said has
+    score -inf and probability 0. Raises ValueError for NaN, +inf, and a row without any finite score."""
+    logits = np.asarray(scores, dtype=np.float64)
+    if temperature <= 0 or not np.isfinite(temperature):
+        raise ValueError(f"the temperature is {temperature}; it must be a positive number")
+    highest = logits.max(axis=1, keepdims=True)
+    bad_rows = np.flatnonzero(~np.isfinite(highest[:, 0]))
+    if bad_rows.size:
+        raise ValueError(f"no finite scores in rows {bad_rows.tolist()}: {logits[bad_rows[0]].tolist()}")
+    weights = np.exp((logits - highest) / temperature)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def label_answers(
+    scores: ArrayLike,
+    labels: Sequence[str],
+    *,
+    temperature: float | None = None,
+    min_probability: float | None = None,
+) -> list[dict[str, Any]]:
+    """Scores (B, N) of N labels -> B answers {label, probability, probabilities, reason, calibrated}.
+
+    `probability` is that of the most probable label, the first of equals. Below `min_probability` the label
+    is None with reason low_confidence; the numbers stay. `temperature` is None where none was fitted."""
+    answers = []
+    for row in probabilities(scores, 1.0 if temperature is None else temperature):
+        best = int(row.argmax())
+        reason = _reason(row[best], min_probability)
+        answers.append(
+            {
+                "label": None if reason else labels[best],
+                "probability": float(row[best]),
+                "probabilities": [
+                    {"label": label, "probability": float(p)} for label, p in zip(labels, row, strict=True)
+                ],
+                "reason": reason,
+                "calibrated": temperature is not None,
+            }
+        )
+    return answers
+
+
+def yes_no_answers(
+    scores: ArrayLike, *, temperature: float | None = None, min_probability: float | None = None
+) -> list[dict[str, Any]]:
+    """Scores (B, 2) of yes and no, in this order -> B answers {present, probability, reason, calibrated}.
+
+    `probability` is that of yes, and `present` is whether it is at least 0.5. Where the more probable of the
+    two is below `min_probability`, `present` is None with reason low_confidence."""
+    answers = []
+    for row in probabilities(scores, 1.0 if temperature is None else temperature):
+        yes, no = (float(p) for p in row)
+        reason = _reason(max(yes, no), min_probability)
+        answers.append(
+            {
+                "present": None if reason else yes >= no,
+                "probability": yes,
+                "reason": reason,
+                "calibrated": temperature is not None,
+            }
+        )
+    return answers
+
+
+def _reason(probability: float, min_probability: float | None) -> str | None:
+    return LOW_CONFIDENCE if min_probability is not None and probability < min_probability else None

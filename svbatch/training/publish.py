@@ -1,0 +1,63 @@
+"""From trained parts to a bundle: float16 weights, the projector's graph, and bundle.json with every hash."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from svbatch.bundle import Bundle, write_bundle
+from svbatch.language.llm import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
+from svbatch.speech.export import export_projector
+from svbatch.training.recipe import Recipe
+from svbatch.training.stages import Trained
+
+PROJECTOR_GRAPH = "projector.onnx"
+PROJECTOR_WEIGHTS = "projector.safetensors"
+CARD = "README.md"
+
+
+def publish(
+    parts: Trained, recipe: Recipe, base: Bundle, folder: Path, *, calibration: Mapping[str, float], card: Mapping[str, Any]
+) -> Bundle:
+    """Writes the bundle `folder` from the trained parts and what `base` brings, and returns it.
+
+    `card` holds bundle.json's description, data, figures and not_for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = base.manifest
+    for name in (manifest.encoder.graph, manifest.llm.tokenizer):
+        if base.folder != folder:
+            shutil.copyfile(base.path(name), folder / name)
+    half = {name: weight.detach().half().contiguous() for name, weight in parts.projector.state_dict().items()}
+    half["log_scale"] = parts.projector.log_scale.detach().float()
+    half["token_ids"] = parts.readout.token_ids.to(torch.int32)
+    save_file(half, folder / PROJECTOR_WEIGHTS)
+    export_projector(parts.projector, folder / PROJECTOR_GRAPH, PROJECTOR_WEIGHTS)
+    write_adapter(parts.llm, folder)
+    ours = "Apache-2.0"
+    licences = {
+        manifest.encoder.graph: manifest.files[manifest.encoder.graph].licence,
+        manifest.llm.tokenizer: manifest.files[manifest.llm.tokenizer].licence,
+        PROJECTOR_GRAPH: ours,
+        PROJECTOR_WEIGHTS: ours,
+        ADAPTER_WEIGHTS: ours,
+        ADAPTER_CONFIG: ours,
+    }
+    kept = manifest.model_dump(by_alias=True, include={"version", "encoder", "recogniser", "llm", "fetched"})
+    fields = kept | {
+        "name": recipe.name,
+        "projector": {
+            "graph": PROJECTOR_GRAPH,
+            "weights": PROJECTOR_WEIGHTS,
+            "config": recipe.projector.model_dump(),
+        },
+        "readout": {"num_tokens": len(parts.readout.token_ids)},
+        "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},
+        "calibration": dict(calibration),
+        "recipe": recipe.model_dump(),
+        **card,
+    }
+    return write_bundle(folder, fields, licences)

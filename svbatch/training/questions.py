@@ -1,0 +1,125 @@
+"""Questions about training clips with known answers, composed on the fly and drawn by step and seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from svbatch.tasks.task import Task, load_task
+from svbatch.speech.readout import spoken_form
+from svbatch.training.data import Example
+from svbatch.training.frames import Clip
+from svbatch.training.recipe import LanguageStage, Mode
+
+NUM_NEIGHBOURS = 60  # clips of similar length from which a batch is drawn
+LOOKALIKES = 12
+
+
+@dataclass(frozen=True)
+class Question:
+    """One answer to learn: `transcript` is None in mode audio, `clip` unused in mode text."""
+
+    clip: Clip
+    mode: Mode
+    transcript: str | None
+    instruction: str
+    answer: str
+    said: str  # the clip's words in spoken form, for CTC; "" if nobody speaks
+
+
+class Questioner:
+    """Draws the questions of a step. `transcripts` are the recogniser's, by index of example."""
+
+    def __init__(
+        self, examples: Sequence[Example], clips: Sequence[Clip], transcripts: Mapping[int, str], stage: LanguageStage
+    ) -> None:
+        self._examples = examples
+        self._transcripts = transcripts
+        self._stage = stage
+        self._said = {i: spoken_form(e.text) for i, e in enumerate(examples) if e.text and e.lang == "en"}
+        silent = {i for i, e in enumerate(examples) if e.labels.get("speech") is False}
+        by_length = sorted(clips, key=lambda clip: clip.length)
+        self._spoken = [c for c in by_length if c.example in self._said]
+        self._transcribed = [c for c in self._spoken if c.example in transcripts]
+        self._heard = [c for c in by_length if examples[c.example].labels.get("speech") is not None]
+        self._quiet = [c for c in by_length if c.example in silent]
+        self._words = sorted({w for text in self._said.values() for w in text.split() if len(w) > 2})
+
+    def draw(self, step: int, seed: int) -> list[Question]:
+        """The questions of one step, of clips similar in length, up to the stage's positions."""
+        random = np.random.default_rng([seed, step])
+        quantile = random.random()
+        questions: list[Question] = []
+        used = 0.0
+        while used < self._stage.tokens_per_batch:
+            question = self._one(quantile, random)
+            questions.append(question)
+            used += 50 + question.clip.length * 0.18 + (len(question.transcript or "")) / 4
+        return questions
+
+    def _one(self, quantile: float, random: np.random.Generator) -> Question:
+        task = _choice(self._stage.tasks, random)
+        mode: Mode = _choice(self._stage.modes, random)
+        if task == "speech_activity":
+            pool = self._quiet if random.random() < 0.5 else self._heard
+            clip = _near(pool, quantile, random)
+            speaks = clip not in self._quiet
+            return self._ask(clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech")
+        clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
+        said = self._said[clip.example].strip()
+        if task == "asr":
+            return self._ask(clip, mode, _wording(_LOADED[task], random), said)
+        word, present = self._keyword(said, random)
+        asked = load_task({"keyword_search": {"keywords": [word]}}, Path())
+        return self._ask(clip, mode, _wording(asked, random), "yes" if present else "no")
+
+    def _ask(self, clip: Clip, mode: Mode, instruction: str, answer: str) -> Question:
+        transcript = None if mode == "audio" else self._transcripts[clip.example]
+        return Question(clip, mode, transcript, instruction, answer, self._said.get(clip.example, ""))
+
+    def _keyword(self, said: str, random: np.random.Generator) -> tuple[str, bool]:
+        """A word and whether it is said: half are; of the others half look like one that is."""
+        words = [word for word in said.split() if len(word) > 2] or said.split()
+        present = str(random.choice(words))
+        if random.random() < 0.5:
+            return present, True
+        if random.random() < 0.5:
+            alike = [w for w in lookalikes(present, self._words) if w not in words]
+            if alike:
+                return str(random.choice(alike)), False
+        other = str(random.choice(self._words))
+        return other, other in said.split()
+
+
+def lookalikes(word: str, vocabulary: Sequence[str]) -> list[str]:
+    """Words of `vocabulary` that share most letter pairs with `word` (Dice coefficient), without itself."""
+    pairs = _pairs(word)
+    scored = sorted(
+        ((-2 * len(pairs & _pairs(w)) / (len(pairs) + len(_pairs(w))), w) for w in vocabulary if w != word)
+    )
+    return [w for score, w in scored[:LOOKALIKES] if score < -0.3]
+
+
+def _pairs(word: str) -> frozenset[str]:
+    marked = f"<{word}>"
+    return frozenset(a + b for a, b in zip(marked, marked[1:], strict=False))
+
+
+def _wording(task: Task, random: np.random.Generator) -> str:
+    return task.questions(task.instructions[random.integers(len(task.instructions))])[0]
+
+
+def _near(pool: Sequence[Clip], quantile: float, random: np.random.Generator) -> Clip:
+    middle = int(quantile * len(pool))
+    low = max(0, min(middle - NUM_NEIGHBOURS // 2, len(pool) - NUM_NEIGHBOURS))
+    return pool[int(random.integers(low, min(len(pool), low + NUM_NEIGHBOURS)))]
+
+
+def _choice(weights: Mapping[str, float], random: np.random.Generator) -> str:
+    names = list(weights)
+    shares = np.array([weights[name] for name in names])
+    return str(random.choice(names, p=shares / shares.sum()))
+
+
+_LOADED = {name: load_task(name, Path()) for name in ("asr", "speech_activity")}

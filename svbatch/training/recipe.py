@@ -1,0 +1,75 @@
+"""A recipe: what is trained on what, for how long. One YAML file, values only."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from svbatch.errors import TrainingError
+from svbatch.training.checkpoints import Schedule
+
+Mode = Literal["audio", "text", "both"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProjectorShape(_Part):
+    width: int
+    num_layers: int
+    num_heads: int
+    dropout: float
+
+
+class AdapterShape(_Part):
+    rank: int
+    alpha: int
+    targets: list[str]
+
+
+class AlignStage(_Part):
+    """CTC of the read-out; the LLM's layers are not run."""
+
+    frames_per_batch: int
+    schedule: Schedule
+
+
+class LanguageStage(_Part):
+    """Questions asked of the frozen LLM; trains what the schedule names: projector, or projector and adapter."""
+
+    tokens_per_batch: int
+    ctc_weight: float
+    tasks: dict[str, float]
+    modes: dict[Mode, float]
+    schedule: Schedule
+
+
+class Recipe(_Part):
+    name: str
+    parts: str
+    seed: int
+    manifests: list[str]
+    held_out_every: int
+    frame_passes: int
+    transcripts: int
+    projector: ProjectorShape
+    readout_tokens: int
+    adapter: AdapterShape
+    align: AlignStage
+    asr: LanguageStage
+    tasks: LanguageStage
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in `path`. Raises TrainingError with every key that does not fit."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror}; give the path of a recipe") from error
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise TrainingError(f"{path}: {problems}") from error

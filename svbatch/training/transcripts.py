@@ -1,0 +1,53 @@
+"""The recogniser's transcripts of training clips, for the modes that read one; kept on disk as JSON lines."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from svbatch.onnx import OnnxSession
+from svbatch.speech.encoder import encode
+from svbatch.speech.recogniser import Recogniser
+from svbatch.training.data import MAX_SECONDS, SAMPLE_RATE_HZ, Example, read_waveform
+
+BATCH = 8
+
+
+def recognised(
+    examples: Sequence[Example],
+    indices: Sequence[int],
+    encoder: OnnxSession,
+    recogniser: Recogniser,
+    cache: Path,
+) -> dict[int, str]:
+    """Transcript by index of example, for `indices`, each heard alone in its window as in a run.
+
+    What stands in `cache` already is not asked again. Examples past the window are left out.
+    """
+    done: dict[str, str] = {}
+    if cache.exists():
+        lines = cache.read_text(encoding="utf-8").splitlines(keepends=True)
+        done = dict(json.loads(line) for line in lines if line.endswith("\n"))
+        cache.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
+    missing = [i for i in indices if str(examples[i].path) not in done]
+    with cache.open("a", encoding="utf-8") as file:
+        for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
+            batch = missing[start : start + BATCH]
+            sounds = [read_waveform(examples[i].path) for i in batch]
+            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if 0 < len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
+            frames = torch.from_numpy(encode(encoder, [sound for _, sound in fitting]))
+            for (i, _), transcript in zip(fitting, recogniser.transcribe(frames), strict=True):
+                done[str(examples[i].path)] = transcript.text
+                file.write(json.dumps([str(examples[i].path), transcript.text], ensure_ascii=False) + "\n")
+            file.flush()
+    return {i: done[str(examples[i].path)] for i in indices if str(examples[i].path) in done}
+
+
+def chosen(examples: Sequence[Example], *, size: int, seed: int) -> list[int]:
+    """Indices of `size` English examples to transcribe, in random order; those without a text come first."""
+    english = [i for i, e in enumerate(examples) if e.lang == "en"]
+    order = [english[i] for i in np.random.default_rng(seed).permutation(len(english))]
+    return sorted(order, key=lambda i: examples[i].text is not None)[:size]

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from svbatch.corpus.segment import (
+    FRAME_SAMPLES,
+    MIN_REST_SAMPLES,
+    PADDING_SAMPLES,
+    WINDOW_SAMPLES,
+    Segment,
+    fixed_windows,
+    frame_levels,
+    loud_frames,
+    speech_segments,
+)
+
+SECOND = 16_000
+
+Part = tuple[float, float]  # seconds, level in dB of full scale
+
+
+def noise(*parts: Part, num_extra_samples: int = 0) -> NDArray[np.float32]:
+    """White noise of the given parts, the same at every call; `num_extra_samples` lengthen each part."""
+    rng = np.random.default_rng(7)
+    pieces = [
+        rng.standard_normal(round(seconds * SECOND) + num_extra_samples) * 10 ** (level / 20)
+        for seconds, level in parts
+    ]
+    return np.concatenate([np.zeros(0), *pieces]).astype(np.float32)
+
+
+parts = st.lists(
+    st.tuples(st.floats(0, 25), st.sampled_from([-200.0, -80.0, -65.0, -50.0, -30.0, -10.0])), max_size=5
+)
+extra_samples = st.integers(0, 2 * FRAME_SAMPLES)
+
+
+@settings(deadline=None, max_examples=30)
+@given(parts, extra_samples)
+def test_segments_are_ordered_disjoint_inside_the_recording_and_fit_the_window(
+    parts: list[Part], num_extra_samples: int
+) -> None:
+    waveform = noise(*parts, num_extra_samples=num_extra_samples)
+    segments = speech_segments(waveform)
+    edges = [edge for segment in segments for edge in (segment.start, segment.end)]
+    assert edges == sorted(edges)
+    assert all(0 <= edge <= waveform.size for edge in edges)
+    assert all(0 < segment.num_samples <= WINDOW_SAMPLES for segment in segments)
+
+
+@settings(deadline=None, max_examples=30)
+@given(parts, extra_samples)
+def test_every_sample_above_the_gate_is_covered_and_no_segment_is_without_one(
+    parts: list[Part], num_extra_samples: int
+) -> None:
+    waveform = noise(*parts, num_extra_samples=num_extra_samples)
+    loud = np.repeat(loud_frames(frame_levels(waveform)), FRAME_SAMPLES)[: waveform.size]
+    covered = np.zeros(waveform.size, dtype=bool)
+    segments = speech_segments(waveform)
+    for segment in segments:
+        covered[segment.start : segment.end] = True
+    assert not (loud & ~covered).any()
+    assert bool(segments) == bool(loud.any())
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10 * WINDOW_SAMPLES))
+def test_fixed_windows_part_the_recording_in_30_s_windows(num_samples: int) -> None:
+    windows = fixed_windows(num_samples)
+    assert [window.start for window in windows] == list(range(0, num_samples, WINDOW_SAMPLES))
+    assert [window.end for window in windows] == [*(window.start for window in windows[1:]), num_samples][
+        : len(windows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "expected"),
+    [
+        (0, []),
+        (1, [Segment(0, 1)]),
+        (480_000, [Segment(0, 480_000)]),
+        (480_001, [Segment(0, 480_000), Segment(480_000, 480_001)]),
+    ],
+)
+def test_fixed_windows_at_the_edges(num_samples: int, expected: list[Segment]) -> None:
+    assert fixed_windows(num_samples) == expected
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        np.zeros(0, np.float32),
+        np.ones(1, np.float32),
+        np.zeros(50 * SECOND, np.float32),
+        np.full(50 * SECOND, 0.1, np.float32),
+        noise((5, -80.0)),
+    ],
+    ids=["no sample", "one sample", "digital silence", "constant offset", "below -70 dB"],
+)
+def test_silence_has_no_segment(waveform: NDArray[np.float32]) -> None:
+    assert speech_segments(waveform) == []
+
+
+def test_a_short_recording_is_trimmed_to_what_is_loud_and_its_padding() -> None:
+    waveform = noise((3, -60.0), (2, -20.0), (1.5, -60.0), (1, -20.0), (3, -60.0))
+    assert speech_segments(waveform) == [
+        Segment(3 * SECOND - PADDING_SAMPLES, 15 * SECOND // 2 + PADDING_SAMPLES)
+    ]
+
+
+def test_padding_stays_inside_the_recording() -> None:
+    assert speech_segments(noise((1, -20.0))) == [Segment(0, SECOND)]
+
+
+@pytest.mark.parametrize(("gap_s", "num_segments"), [(2.0, 1), (2.02, 2)])
+def test_a_gap_over_2_s_parts_two_segments(gap_s: float, num_segments: int) -> None:
+    waveform = noise((2, -20.0), (gap_s, -200.0), (2, -20.0))
+    assert len(speech_segments(waveform)) == num_segments
+
+
+def test_quiet_speech_is_heard_beside_loud_clicks() -> None:
+    click, background = (0.02, -3.0), (1.0, -60.0)
+    waveform = noise(background, click, background, (4, -35.0), background, click, background)
+    (segment,) = speech_segments(waveform)
+    assert segment.start <= 2.02 * SECOND
+    assert segment.end >= 6.02 * SECOND
+
+
+@pytest.mark.parametrize("pause_s", [21.0, 25.0, 28.0])
+def test_a_long_stretch_is_cut_in_its_quietest_pause(pause_s: float) -> None:
+    waveform = noise((pause_s, -20.0), (0.5, -50.0), (40 - pause_s, -20.0))
+    first, second = speech_segments(waveform)
+    assert first.end == second.start
+    assert pause_s * SECOND < first.end < (pause_s + 0.5) * SECOND
+
+
+@pytest.mark.parametrize("num_samples", [WINDOW_SAMPLES, WINDOW_SAMPLES + 1, 2 * WINDOW_SAMPLES + 1])
+def test_no_segment_is_a_splinter(num_samples: int) -> None:
+    waveform = noise((num_samples / SECOND, -20.0))
+    segments = speech_segments(waveform)
+    assert (segments[0].start, segments[-1].end) == (0, waveform.size)
+    assert min(segment.num_samples for segment in segments) >= MIN_REST_SAMPLES
+
+
+def test_an_offset_changes_no_segment() -> None:
+    waveform = noise((3, -60.0), (2, -20.0), (3, -60.0))
+    assert speech_segments(waveform + np.float32(0.1)) == speech_segments(waveform)
+
+
+def test_seconds_and_samples_agree() -> None:
+    segment = Segment(8_000, 40_000)
+    assert (segment.start_s, segment.end_s, segment.num_samples) == (0.5, 2.5, 32_000)

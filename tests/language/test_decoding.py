@@ -1,0 +1,171 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svbatch.errors import TaskError
+from svbatch.language.decoding import greedy, is_loop
+from svbatch.language.llm import LanguageModel
+from svbatch.language.prefix import prefill
+from svbatch.language.scoring import score_labels
+
+END = 31
+INSTRUCTION = [11, 12, 13, 14]
+MAX_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def plain(llm, segments):
+    return greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
+
+
+def same(found, expected):
+    assert [answer.ids for answer in found] == [answer.ids for answer in expected]
+    assert [answer.finish_reason for answer in found] == [answer.finish_reason for answer in expected]
+    sums = [torch.tensor([answer.sum_logprob for answer in answers]) for answers in (found, expected)]
+    torch.testing.assert_close(*sums, atol=1e-4, rtol=0)
+
+
+def test_an_answer_is_the_plain_loop_over_the_full_prompt(judge, segments, plain):
+    assert [answer.finish_reason for answer in plain] == ["stop"] * 4 + ["length"] + ["stop"] * 2
+    for rows, answer in zip(segments, plain, strict=True):
+        said, total = judge.greedy(rows, INSTRUCTION, MAX_TOKENS)
+        assert answer.ids == (said[:-1] if answer.finish_reason == "stop" else said)
+        assert answer.sum_logprob == pytest.approx(total, abs=1e-3)
+
+
+def test_an_answer_is_that_of_transformers_generate(judge, segments, plain):
+    instruction = judge.model.get_input_embeddings()(torch.tensor(INSTRUCTION))
+    for rows, answer in zip(segments, plain, strict=True):
+        generated = judge.model.generate(
+            inputs_embeds=torch.cat([rows, instruction])[None],
+            attention_mask=torch.ones(1, len(rows) + 4, dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=MAX_TOKENS,
+        )[0].tolist()
+        assert generated == answer.ids + [END] * (answer.finish_reason == "stop")
+
+
+def test_a_segment_is_answered_the_same_alone_and_in_any_batch(llm, segments, plain):
+    alone = [
+        greedy(llm, prefill(llm, [rows]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)[0]
+        for rows in segments
+    ]
+    backwards = greedy(llm, prefill(llm, segments[::-1]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
+    same(alone, plain)
+    same(backwards[::-1], plain)
+
+
+@pytest.mark.parametrize(
+    "draft_of",
+    [
+        lambda ids: ids,
+        lambda ids: [*ids, END, 7, 8],
+        lambda ids: ids[:3],
+        lambda ids: [],
+        lambda ids: [5] * 60,
+        lambda ids: [*ids[:4], 5, *ids[5:]],
+        lambda ids: ids[:4] + ids[6:],
+        lambda ids: [*ids[:4], 5, 6, *ids[4:]],
+        lambda ids: ids * 3,
+    ],
+    ids=["right", "right_and_on", "cut", "empty", "wrong", "substituted", "deleted", "inserted", "too_long"],
+)
+def test_a_draft_of_any_kind_changes_nothing(llm, segments, plain, draft_of):
+    drafts = [draft_of(answer.ids) for answer in plain]
+    found = greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts)
+    same(found, plain)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    drafts=st.lists(st.lists(st.integers(0, 299), max_size=50), min_size=7, max_size=7),
+    keep=st.integers(0, 20),
+)
+def test_any_draft_gives_the_plain_answer(llm, segments, plain, drafts, keep):
+    mixed = [answer.ids[:keep] + draft for answer, draft in zip(plain, drafts, strict=True)]
+    found = greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=mixed)
+    same(found, plain)
+
+
+def test_a_right_draft_is_checked_in_one_pass_and_a_substitution_costs_one_more(
+    llm, segments, plain, monkeypatch
+):
+    passes = []
+    extend = type(llm).extend
+    monkeypatch.setattr(
+        type(llm), "extend", lambda *given, **named: passes.append(1) or extend(*given, **named)
+    )
+    prefix = prefill(llm, segments[:1])
+    for draft in (plain[0].ids, [*plain[0].ids[:4], 299]):
+        greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=[draft])
+        passes.append(0)
+    assert passes == [1, 0, 1, 1, 0]
+
+
+def test_each_segment_may_have_its_own_limit(llm, segments, plain):
+    limits = [1, 2, 3, 4, 5, 6, 40]
+    found = greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=limits)
+    assert [answer.ids for answer in found] == [
+        answer.ids[:limit] for answer, limit in zip(plain, limits, strict=True)
+    ]
+    assert [answer.finish_reason for answer in found] == ["length"] * 5 + ["length", "stop"]
+
+
+def test_decoding_leaves_the_prefix_as_it_was_for_the_next_question(llm, segments, plain, seen_by):
+    labels = [[20, END], [20, 21, END]]
+    prefix = prefill(llm, segments)
+    before = seen_by(prefix)
+    scores = score_labels(llm, prefix, [15], labels)
+    same(greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS), plain)
+    assert all(torch.equal(was, now) for was, now in zip(before, seen_by(prefix), strict=True))
+    torch.testing.assert_close(score_labels(llm, prefix, [15], labels), scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("draft", [[], [14] * 50])
+def test_a_loop_is_stopped_and_said_with_a_draft_and_without(build_llama, segments, draft):
+    stuck = LanguageModel(build_llama(initializer_range=0.05))
+    answer = greedy(
+        stuck, prefill(stuck, segments[1:2]), INSTRUCTION, end_id=END, max_tokens=60, drafts=[draft]
+    )[0]
+    assert answer.finish_reason == "loop"
+    assert answer.ids == [14] * 24
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([5] * 23, False),
+        ([5] * 24, True),
+        ([1, 2, 3] + [5] * 24, True),
+        ([5] * 24 + [1], False),
+        ([5, 6] * 12, True),
+        (list(range(32)) * 3, False),
+        (list(range(32)) * 4, True),
+        (list(range(33)) * 4, False),
+        (list(range(10)) * 3 + list(range(9)), False),
+        ([0, 0, 0, 0, 5, 0, 0, 0, 0], False),
+        ([], False),
+    ],
+)
+def test_a_loop_is_an_n_gram_said_four_times_in_a_row_over_24_tokens_or_more(ids, expected):
+    assert is_loop(ids) is expected
+
+
+@pytest.mark.parametrize(
+    ("instruction", "max_tokens", "message"),
+    [
+        ([], 5, "instruction has no tokens"),
+        ([5], 0, "max_tokens is 0"),
+        ([5], [3] * 6 + [-1], "max_tokens is -1"),
+    ],
+)
+def test_an_empty_instruction_or_limit_is_refused(llm, segments, instruction, max_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        greedy(llm, prefill(llm, segments), instruction, end_id=END, max_tokens=max_tokens)
+
+
+def test_an_answer_past_the_context_is_refused_with_both_numbers(llm):
+    prefix = prefill(llm, [torch.zeros(1020, 64)])
+    with pytest.raises(TaskError, match="1025 positions and the LLM holds 1024"):
+        greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=9)
