@@ -7,7 +7,7 @@
 Nothing here writes or knows an output. Whatever keeps one recording from an answer becomes a row of failures.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -58,7 +58,11 @@ class Place:
 
 
 def annotate(
-    recordings: Sequence[Recording], tasks: Sequence[Task], versions: Mapping[str, str], model: Model, run_id: str
+    recordings: Sequence[Recording],
+    tasks: Sequence[Task],
+    versions: Mapping[str, str],
+    model: Model,
+    run_id: str,
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name."""
     items = [_decoded(recording) for recording in recordings]
@@ -90,11 +94,14 @@ def _decoded(recording: Recording) -> Item:
         return Item(recording, failure=failure)
 
 
-def _places(item: Item, scopes: set[str]) -> Iterator[Place]:
+def _places(item: Item, scopes: Collection[str]) -> Iterator[Place]:
     """The spans of a recording that are heard, each once, whatever it is heard for."""
     if item.audio is None:
         return
-    segments = set(speech_segments(item.audio.waveform)) if "segment" in scopes else set()
+    sounding = speech_segments(item.audio.waveform)
+    if "segment" not in scopes:
+        item.num_segments = len(sounding)  # not listened to: what passed the gate counts as speech
+    segments = set(sounding) if "segment" in scopes else set()
     windows = set(fixed_windows(item.audio.waveform.size)) if "window" in scopes else set()
     for span in sorted(segments | windows):
         kinds = {"segment": span in segments, "window": span in windows}
@@ -142,10 +149,14 @@ def _tables(
 ) -> Annotated:
     return Annotated(
         answers={
-            task.name: table_of(task.definition, sorted(rows[task.name], key=lambda row: (row["uri"], row["start"])))
+            task.name: table_of(
+                task.definition, sorted(rows[task.name], key=lambda row: (row["uri"], row["start"]))
+            )
             for task in tasks
         },
-        failures=table_of("failures", [_failure(item, item.failure, run_id) for item in items if item.failure]),
+        failures=table_of(
+            "failures", [_failure(item, item.failure, run_id) for item in items if item.failure]
+        ),
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
     )

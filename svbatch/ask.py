@@ -31,13 +31,16 @@ def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dic
         if asked:
             prefix = read(hearings, mode, model)
             answers |= closed_answers([task for task in asked if task.is_closed], prefix, model)
-            answers |= {t.name: _llm_transcripts(t, hearings, prefix, model) for t in asked if not t.is_closed}
+            answers |= {
+                t.name: _llm_transcripts(t, hearings, prefix, model) for t in asked if not t.is_closed
+            }
     for task in tasks:
         if _by_recogniser(task, model):
             answers[task.name] = [_recogniser_transcript(hearing, model) for hearing in hearings]
         elif task.each is not None:
             answers[task.name] = [
-                _with_starts(answer, hearing, model) for answer, hearing in zip(answers[task.name], hearings, strict=True)
+                _with_starts(answer, hearing, model)
+                for answer, hearing in zip(answers[task.name], hearings, strict=True)
             ]
     return answers
 
@@ -78,7 +81,10 @@ def closed_answers(tasks: Sequence[Task], prefix: Prefix, model: Model) -> dict[
     answers: dict[str, list[Answer]] = {}
     for task in tasks:
         temperature = model.calibration.get(task.definition)
-        limits: Mapping[str, float | None] = {"temperature": temperature, "min_probability": task.min_probability}
+        limits: Mapping[str, float | None] = {
+            "temperature": temperature,
+            "min_probability": task.min_probability,
+        }
         own = [next(scores).numpy() for _ in task.questions()]
         if task.answer == "label":
             answers[task.name] = label_answers(own[0], task.label_names, **limits)
@@ -87,7 +93,12 @@ def closed_answers(tasks: Sequence[Task], prefix: Prefix, model: Model) -> dict[
             answers[task.name] = [
                 {
                     "keywords": [
-                        {"keyword": entry, "present": a["present"], "probability": a["probability"], "start": None}
+                        {
+                            "keyword": entry,
+                            "present": a["present"],
+                            "probability": a["probability"],
+                            "start": None,
+                        }
                         for entry, a in zip(task.entries, row, strict=True)
                     ],
                     "calibrated": temperature is not None,
@@ -98,7 +109,13 @@ def closed_answers(tasks: Sequence[Task], prefix: Prefix, model: Model) -> dict[
 
 
 def transcribe(
-    hearings: Sequence[Hearing], prefix: Prefix, question: str, max_tokens: int, model: Model, *, drafts: bool = True
+    hearings: Sequence[Hearing],
+    prefix: Prefix,
+    question: str,
+    max_tokens: int,
+    model: Model,
+    *,
+    drafts: bool = True,
 ) -> list[Decoded]:
     """The LLM's own transcripts; drafts are the recogniser's text where there is one, else the read-out's tokens."""
     guesses = [_draft(hearing, model) for hearing in hearings] if drafts else None
@@ -113,10 +130,7 @@ def transcribe(
 
 
 def _draft(hearing: Hearing, model: Model) -> list[int]:
-    if hearing.transcript is None:
-        text = model.tokenizer.decode(hearing.read)
-    else:
-        text = spoken_form(hearing.text)
+    text = spoken_form(hearing.text) if hearing.transcript else model.tokenizer.decode(hearing.read)
     return prompts.answer_ids(model.tokenizer, text.strip())
 
 
@@ -130,9 +144,12 @@ def _llm_transcripts(task: Task, hearings: Sequence[Hearing], prefix: Prefix, mo
                 "text": text,
                 "words": _words(timed_words(text, hearing, model)),
                 "num_tokens": len(answer.ids),
-                "avg_logprob": answer.sum_logprob / max(1, len(answer.ids) + (answer.finish_reason == "stop")),
+                "avg_logprob": answer.sum_logprob
+                / max(1, len(answer.ids) + (answer.finish_reason == "stop")),
                 "finish_reason": answer.finish_reason,
-                "no_speech_probability": hearing.transcript.no_speech_probability if hearing.transcript else None,
+                "no_speech_probability": hearing.transcript.no_speech_probability
+                if hearing.transcript
+                else None,
                 "via": "llm",
             }
         )
@@ -167,7 +184,10 @@ def _with_starts(answer: Answer, hearing: Hearing, model: Model) -> Answer:
         return answer
     words = timed_words(hearing.text, hearing, model)
     spoken = [spoken_form(word.word).strip() for word in words]
-    keywords = [k | {"start": _start(k["keyword"], spoken, words) if k["present"] else None} for k in answer["keywords"]]
+    keywords = [
+        k | {"start": _start(k["keyword"], spoken, words) if k["present"] else None}
+        for k in answer["keywords"]
+    ]
     return answer | {"keywords": keywords}
 
 

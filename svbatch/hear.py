@@ -22,8 +22,11 @@ STRONG_DOUBT = 0.9
 
 @dataclass(frozen=True)
 class Hearing:
-    """One span heard; `start_s` is where it starts in its recording. `speech` (K, E): the embeddings that the LLM is given, of `embeddings` (T, E) with blank
-    logits (T,). `read`: token ids of the read-out. `transcript` is None where none was wanted or possible."""
+    """One span heard; `start_s` is where it starts in its recording.
+
+    `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E) with blank logits (T,).
+    `read`: token ids of the read-out. `transcript` is None where none was wanted or possible.
+    """
 
     start_s: float
     speech: Tensor
@@ -62,7 +65,9 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
     wanted = [i for i, span in enumerate(spans) if span.transcribed and model.recogniser is not None]
     transcripts: dict[int, Transcript] = {}
     if wanted and model.recogniser is not None:
-        transcripts = dict(zip(wanted, model.recogniser.transcribe(torch.from_numpy(frames[wanted])), strict=True))
+        transcripts = dict(
+            zip(wanted, model.recogniser.transcribe(torch.from_numpy(frames[wanted])), strict=True)
+        )
     lengths = [num_frames(len(span.waveform)) for span in spans]
     longest = max(lengths)
     sound = np.zeros_like(frames[:, :longest])

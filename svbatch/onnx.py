@@ -44,7 +44,9 @@ class OnnxSession:
                 graph.read_bytes(), sess_options=options, providers=[provider]
             )
         except OSError as error:
-            raise BundleError(f"{graph}: cannot be read ({error.strerror}); fetch the bundle again") from error
+            raise BundleError(
+                f"{graph}: cannot be read ({error.strerror}); fetch the bundle again"
+            ) from error
         except Exception as error:  # onnxruntime's own exception classes share no public base
             if device == "cuda":
                 raise DeviceError(_no_cuda(first_line(error))) from error
@@ -78,7 +80,9 @@ def cuda_problem() -> str | None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cuda"]])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[PROVIDERS["cuda"]]
+        )
     except Exception as error:  # onnxruntime's own exception classes share no public base
         return first_line(error)
     offered = session.get_providers()

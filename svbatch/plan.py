@@ -10,7 +10,10 @@ from svbatch.corpus.sources import Recording, iter_recordings
 from svbatch.tasks.task import Task
 
 RECORDINGS_PER_BATCH = 32
-ANSWER_SETTINGS = {"segmentation": "energy gate 1", "hearing": 1}  # what else changes an answer, for task_version
+ANSWER_SETTINGS = {
+    "segmentation": "energy gate 1",
+    "hearing": 1,
+}  # what else changes an answer, for task_version
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ def make_plan(
         kept = [key for key in answered if key.split("@")[0] not in names]
         groups.setdefault(missing, []).append((recording, kept))
     batches = [
-        Batch(tuple(r for r, _ in part), tuple(wanted[key] for key in missing), {r.uri: kept for r, kept in part})
+        Batch(
+            tuple(r for r, _ in part),
+            tuple(wanted[key] for key in missing),
+            {r.uri: kept for r, kept in part},
+        )
         for missing, members in groups.items()
         for part in _parts(members)
     ]

@@ -26,7 +26,10 @@ def report(job: Job, outcome: Outcome) -> str:
         rows = [row for row in store.read(task.name).to_pylist() if row["run_id"] == outcome.run_id]
         rows.sort(key=lambda row: (row["uri"], row["start"]))
         lines += ["", f"{task.name}: {len(rows)} rows"]
-        lines += [f"  {Path(row['uri']).name}  {row['start']:.1f}-{row['end']:.1f} s  {_answer(task, row)}" for row in rows[:MAX_LINES]]
+        lines += [
+            f"  {Path(row['uri']).name}  {row['start']:.1f}-{row['end']:.1f} s  {_answer(task, row)}"
+            for row in rows[:MAX_LINES]
+        ]
         lines += ["  …"] if len(rows) > MAX_LINES else []
     failures = [row for row in store.read("failures").to_pylist() if row["run_id"] == outcome.run_id]
     lines += ["", f"failures: {len(failures)} rows"] if failures else []
@@ -49,7 +52,9 @@ def _answer(task: Task, row: dict[str, Any]) -> str:
         return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
     if task.answer == "label":
         return f"{row['label'] or row['reason']} ({row['probability']:.2f})"
-    said = [f"{k['keyword']} ({_when(k['start'])}{k['probability']:.2f})" for k in row["keywords"] if k["present"]]
+    said = [
+        f"{k['keyword']} ({_when(k['start'])}{k['probability']:.2f})" for k in row["keywords"] if k["present"]
+    ]
     return ", ".join(said) if said else "none"
 
 

@@ -92,7 +92,9 @@ def refuse_unsupported(tasks: tuple[Task, ...], path: Path) -> None:
     """Raises JobError for a task whose table svbatch cannot write yet: a user's own."""
     own = [task.name for task in tasks if not task.is_library]
     if own:
-        raise JobError(f"{path}: {', '.join(own)}: tasks of your own cannot be run yet; ask one of the library's")
+        raise JobError(
+            f"{path}: {', '.join(own)}: tasks of your own cannot be run yet; ask one of the library's"
+        )
 
 
 def _load(bundle: Bundle, job: Job) -> "tuple[Model, str, str]":
@@ -130,7 +132,9 @@ class Progress:
     """A bar on a terminal, a JSON line now and then elsewhere, nothing if quiet."""
 
     def __init__(self, num_recordings: int, *, quiet: bool) -> None:
-        self._bar = tqdm(total=num_recordings, unit="recording", desc="annotate", disable=True if quiet else None)
+        self._bar = tqdm(
+            total=num_recordings, unit="recording", desc="annotate", disable=True if quiet else None
+        )
         self._total = num_recordings
         self._done = 0
         self._lines = self._bar.disable and not quiet
@@ -151,7 +155,12 @@ class Progress:
 
 
 def _run_row(
-    job: Job, bundle: Bundle, outcome: Outcome, started_at: datetime, device: str | None, precision: str | None
+    job: Job,
+    bundle: Bundle,
+    outcome: Outcome,
+    started_at: datetime,
+    device: str | None,
+    precision: str | None,
 ) -> pa.Table:
     row: dict[str, Any] = {
         "run_id": outcome.run_id,

@@ -21,7 +21,14 @@ COMMANDS = {
     "export": "Export a speech encoder as an ONNX graph.",
     "doctor": "Say what works on this machine, and why not.",
 }
-MODULES = {"run": "run", "bundle": "model", "train": "model", "evaluate": "model", "export": "model", "doctor": "model"}
+MODULES = {
+    "run": "run",
+    "bundle": "model",
+    "train": "model",
+    "evaluate": "model",
+    "export": "model",
+    "doctor": "model",
+}
 
 
 class LazyGroup(click.Group):
@@ -68,5 +75,7 @@ def entry() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("svbatch: interrupted; what was committed is kept, and the next run goes on from there", err=True)
+        click.echo(
+            "svbatch: interrupted; what was committed is kept, and the next run goes on from there", err=True
+        )
         sys.exit(130)

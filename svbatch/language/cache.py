@@ -98,9 +98,7 @@ def grouped_attention(
     None for the weights. Transformers' `sdpa` would copy the keys and values once per query head instead.
     """
     if attention_mask is None:
-        mixed = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        )
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
     else:
         stacked = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
         mixed = scaled_dot_product_attention(stacked, key, value, attn_mask=attention_mask, scale=scaling)

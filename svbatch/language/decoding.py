@@ -27,7 +27,7 @@ LOOP_MAX_NGRAM = 32
 """An answer loops when it ends in one n-gram of at most LOOP_MAX_NGRAM tokens, said at least LOOP_REPEATS
 times in a row over at least LOOP_TOKENS tokens: "no no no no" is speech, 24 times "no" is not."""
 
-REDRAFT_TOKENS = 8
+REDRAFT_TOKENS = 4
 """After a refused token, so much of the rest of the draft is tried; twice as much each time that all held."""
 
 REALIGN_TOKENS = 16

@@ -6,7 +6,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,15 +15,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig, PreTrainedModel
 from transformers.utils import logging
 
 from svbatch.errors import BundleError, TaskError
 from svbatch.language.cache import GROUPED_ATTENTION, KeyValueCache, additive_mask
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
-"""Decoders with full attention in all layers and a plain linear output layer: what the cache and the scores
-assume."""
+"""Decoders with full attention and a plain linear output layer, as the cache and the scores assume."""
 
 MAX_LOGITS = 16_000_000
 """The output layer makes so many logits at a time: 64 MB in float32."""
@@ -32,8 +32,7 @@ ADAPTER_CONFIG = "adapter.json"
 
 
 class LanguageModel:
-    """A decoder-only LLM that reads and writes a `KeyValueCache`; its output layer is run only where
-    asked."""
+    """A decoder-only LLM over a `KeyValueCache`; its output layer is run only where asked."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Takes the model over: eval mode, no gradients, attention over our cache.
@@ -142,8 +141,10 @@ def expand_gguf(gguf: Path, target_dir: Path, dtype: torch.dtype) -> None:
     target_dir.parent.mkdir(parents=True, exist_ok=True)
     partial_dir = Path(tempfile.mkdtemp(dir=target_dir.parent, prefix=f".{target_dir.name}."))
     try:
-        with _no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+        with _no_progress_bars(), redirect_stderr(StringIO()):  # its conversion draws a bar in any case
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+            )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
         if model.config.tie_word_embeddings:
@@ -172,9 +173,7 @@ def load_base_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
-def load_language_model(
-    folder: Path, dtype: torch.dtype, *, adapter_dir: Path | None = None
-) -> LanguageModel:
+def load_language_model(folder: Path, dtype: torch.dtype, *, adapter_dir: Path | None = None) -> LanguageModel:
     """The LLM of a folder as `expand_gguf` writes it, a LoRA adapter merged into its weights if one is given.
 
     adapter_dir: a folder as `write_adapter` writes it. Raises BundleError if the adapter is another LLM's, or

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ class Word:
     end: float
 
 
-def word_times(words: Sequence[str], classes: Sequence[Sequence[int]], log_probs: NDArray[np.float32]) -> list[Word]:
+def word_times(
+    words: Sequence[str], classes: Sequence[Sequence[int]], log_probs: NDArray[np.float32]
+) -> list[Word]:
     """Times of `words`, whose read-out classes are `classes` (none for a word that the read-out cannot write).
 
     `log_probs` (T, 1 + V) are those of the segment's real embeddings. A word without classes takes the gap between
@@ -31,7 +34,7 @@ def word_times(words: Sequence[str], classes: Sequence[Sequence[int]], log_probs
     duration_s = len(log_probs) * EMBEDDING_S
     if path is None or not labels:
         edges = np.linspace(0.0, duration_s, len(words) + 1)
-        return [Word(w, float(a), float(b)) for w, a, b in zip(words, edges, edges[1:], strict=False)]
+        return [Word(w, float(a), float(b)) for w, a, b in zip(words, edges[:-1], edges[1:], strict=True)]
     spans: list[tuple[float, float] | None] = []
     at = 0
     for word in classes:
@@ -82,6 +85,6 @@ def _filled(spans: Sequence[tuple[float, float] | None], duration_s: float) -> l
         start = filled[-1][1] if filled else 0.0
         following = spans[after] if after < len(spans) else None
         edges = np.linspace(start, max(start, following[0] if following else duration_s), after - index + 1)
-        filled += [(float(a), float(b)) for a, b in zip(edges, edges[1:], strict=False)]
+        filled += [(float(a), float(b)) for a, b in pairwise(edges)]
         index = after
     return filled

@@ -5,6 +5,8 @@ and a linear layer to the LLM's width. Padding never reaches a real frame: every
 length, every attention is masked.
 """
 
+from itertools import pairwise
+
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -28,7 +30,8 @@ class Projector(nn.Module):
         super().__init__()
         widths = [config.encoder_width, config.width, config.width]
         self.convs = nn.ModuleList(
-            nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1)
+            for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in self.convs)
         self.dropout = nn.Dropout(config.dropout)
@@ -53,7 +56,8 @@ class Projector(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, mask)
         hidden = self.norm(hidden)
-        return self.output(hidden), self.blank(hidden).squeeze(2)
+        embeddings: Tensor = self.output(hidden)
+        return embeddings, self.blank(hidden).squeeze(2)
 
 
 class TransformerLayer(nn.Module):

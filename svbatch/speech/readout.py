@@ -36,7 +36,9 @@ class Readout:
 
     def classes(self, ids: Sequence[int]) -> list[int]:
         """Token ids as classes; a token that the read-out does not score is left out."""
-        places = torch.searchsorted(self.token_ids, torch.tensor(ids, dtype=torch.long)).clamp(max=len(self.token_ids) - 1)
+        places = torch.searchsorted(self.token_ids, torch.tensor(ids, dtype=torch.long)).clamp(
+            max=len(self.token_ids) - 1
+        )
         return [int(p) + 1 for p, i in zip(places.tolist(), ids, strict=True) if int(self.token_ids[p]) == i]
 
 

@@ -1,13 +1,13 @@
-"""The recogniser: Whisper's own frozen decoder reads the frames that the encoder gave and writes the transcript.
+"""The recogniser: Whisper's own frozen decoder reads the encoder's frames and writes the transcript.
 
 Covered: greedy decoding of English-only Whispers, in batches, without time stamps. Not covered: multilingual
 models, beams, a second try at a higher temperature (what Whisper itself does when a text looks wrong).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -16,14 +16,11 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from svbatch.errors import BundleError
-from svbatch.speech.whisper import MULTILINGUAL_VOCABULARY
 
-START = ("<|startoftranscript|>",)
-WITHOUT_TIMES = ("<|notimestamps|>",)
-END = ("<|endoftext|>",)
-NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # renamed in openai/whisper; files have either
+NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # one token under its newer and its older name
+MULTILINGUAL_VOCABULARY = 51_865  # ids; the English-only Whispers have one less
 
-LOOP_REPEATS = 4  # an n-gram this often in a row is a loop ...
+LOOP_REPEATS = 4  # a phrase so often in a row is a loop ...
 LOOP_TOKENS = 16  # ... if that makes so many tokens: "no, no, no, no" is speech
 
 FinishReason = Literal["stop", "length", "loop"]
@@ -33,9 +30,9 @@ FinishReason = Literal["stop", "length", "loop"]
 class Transcript:
     """What the recogniser wrote of one window.
 
-    `ids` are the text's tokens, without special ones; `sum_logprob` (natural logarithm) is over these and, if it
-    finished with "stop", the end. With "length" it was cut at the limit; with "loop" a phrase was repeated without
-    end, and the text goes up to where it had been said once. `no_speech_probability` is Whisper's own, at the start.
+    `ids` are the text's tokens, without special ones. `sum_logprob` (natural logarithm) is over these and,
+    if it finished with "stop", the end. "length": cut at the limit. "loop": a phrase came again and again; the
+    text ends after its first time. `no_speech_probability` is what Whisper itself gives before its first word.
     """
 
     text: str
@@ -50,113 +47,95 @@ class Transcript:
 
     @property
     def avg_logprob(self) -> float:
-        """Per decoded token, the end included; 0 if nothing was decoded."""
-        num_decoded = self.num_tokens + (self.finish_reason == "stop")
-        return self.sum_logprob / num_decoded if num_decoded else 0.0
+        """Mean over what `sum_logprob` sums."""
+        return self.sum_logprob / (self.num_tokens + (self.finish_reason == "stop"))
 
 
 class Recogniser:
     """A frozen Whisper decoder, its tokenizer and the ids that it must not write."""
 
-    def __init__(
-        self, decoder: WhisperDecoder, tokenizer_path: Path, *, dtype: torch.dtype = torch.float32
-    ) -> None:
-        """Takes `decoder` over: it is turned into `dtype` in place. BundleError if the two do not fit."""
-        num_ids = decoder.embed_tokens.num_embeddings
-        if num_ids >= MULTILINGUAL_VOCABULARY:
+    def __init__(self, decoder: WhisperDecoder, tokenizer_path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Takes `decoder` over: turns it into `dtype` in place, and stays on its device.
+
+        BundleError if the tokenizer cannot be read, or is not that of this decoder and English-only.
+        """
+        self._tokenizer = _load_tokenizer(tokenizer_path)
+        num_tokens, num_ids = self._tokenizer.get_vocab_size(), decoder.embed_tokens.num_embeddings
+        if num_tokens > num_ids:
             raise BundleError(
-                f"{tokenizer_path}: the Whisper beside it is multilingual; take an English-only one"
-            )
-        self.tokenizer = _load_tokenizer(tokenizer_path)
-        if self.tokenizer.get_vocab_size() > num_ids:
-            raise BundleError(
-                f"{tokenizer_path}: {self.tokenizer.get_vocab_size()} tokens, but the decoder beside it has {num_ids}; "
+                f"{tokenizer_path}: has {num_tokens} tokens, but its decoder knows {num_ids}; "
                 "take the tokenizer of the same model"
             )
-        self._decoder = decoder.to(dtype)
-        self._prompt = [self._special_id(START), self._special_id(WITHOUT_TIMES)]
-        self._end_id = self._special_id(END)
-        self._no_speech_id = self._special_id(NO_SPEECH)
-        self._max_tokens = decoder.config.max_target_positions // 2  # as in openai/whisper: 224 of 448
-        special = range(self._end_id + 1, num_ids)
-        self._never = self._mask([*non_speech_ids(self.tokenizer), *special], num_ids)
-        self._not_first = self._mask([self._end_id, *_encode(self.tokenizer, " ")], num_ids)
+        if num_ids >= MULTILINGUAL_VOCABULARY:
+            raise BundleError(f"{tokenizer_path}: its Whisper is multilingual; take an English-only one")
+        special_ids = [
+            _special_id(self._tokenizer, names, tokenizer_path)
+            for names in (["<|startoftranscript|>"], ["<|notimestamps|>"], ["<|endoftext|>"], NO_SPEECH)
+        ]
+        self._prompt, self._end_id, self._no_speech_id = special_ids[:2], special_ids[2], special_ids[3]
+        self._decoder = decoder
+        torch.nn.Module.to(decoder, dtype)  # transformers' own `to` has no type
+        self._max_tokens = decoder.config.max_target_positions // 2  # as openai/whisper: 224 of 448
+        never = [
+            *non_speech_ids(self._tokenizer),
+            *range(self._end_id + 1, num_ids),
+        ]  # special ids are the last
+        self._never = torch.zeros(num_ids, device=decoder.device)
+        self._never[never] = -torch.inf
+        self._not_first = torch.zeros(num_ids, device=decoder.device)
+        self._not_first[[self._end_id, *_encode(self._tokenizer, " ")]] = -torch.inf
 
     @torch.inference_mode()
     def transcribe(self, frames: Tensor) -> list[Transcript]:
-        """A transcript for each row of `frames` (B, 1500, D), of any float dtype: the encoder's, on 30 s windows.
+        """A transcript of each row of `frames` (B > 0, 1500, D), from 30 s windows, in any float dtype.
 
         No row depends on another: alone or in a batch, its log-probabilities agree to 1e-4 in float32.
         """
-        weight = self._decoder.embed_tokens.weight
-        heard = frames.to(weight)
+        heard = frames.to(self._decoder.embed_tokens.weight)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        states = self._step(torch.tensor([self._prompt] * len(heard), device=weight.device), heard, cache)
-        at_start = self._logits(states[:, 0]).softmax(-1)[:, self._no_speech_id].tolist()
-        hypotheses = [_Hypothesis() for _ in at_start]
-        running = list(range(len(hypotheses)))
-        logits = self._logits(states[:, -1]) + self._never + self._not_first
+        prompt = torch.tensor(self._prompt, device=heard.device).expand(len(heard), -1)
+        at_start, logits = self._logits(prompt, heard, cache).unbind(1)
+        no_speech = at_start.softmax(-1)[:, self._no_speech_id].tolist()
+        logits = logits + self._not_first
+        hypotheses = [_Hypothesis() for _ in no_speech]
+        running = hypotheses
         while running:
-            logprobs, ids = (
-                (logits.max(-1).values - logits.logsumexp(-1)).tolist(),
-                logits.argmax(-1).tolist(),
-            )
-            for i, row in enumerate(running):
-                hypotheses[row].add(ids[i], logprobs[i], self._end_id, self._max_tokens)
-            kept = [i for i, row in enumerate(running) if hypotheses[row].finish_reason is None]
-            order = _keep_rows(cache, kept)
-            running = [running[i] for i in order]
+            logits = logits + self._never
+            highest, best = logits.max(-1)
+            ids, logprobs = best.tolist(), (highest - logits.logsumexp(-1)).tolist()
+            for hypothesis, token_id, logprob in zip(running, ids, logprobs, strict=True):
+                hypothesis.add(token_id, logprob, self._end_id, self._max_tokens)
+            rows = _keep_rows(cache, [row for row, it in enumerate(running) if it.finish_reason is None])
+            running = [running[row] for row in rows]
             if running:
-                last = torch.tensor([[ids[i]] for i in order], device=weight.device)
-                logits = self._logits(self._step(last, heard[: len(order)], cache)[:, -1]) + self._never
+                logits = self._logits(best[rows, None], heard[: len(rows)], cache)[:, -1]
         return [
             Transcript(
-                text=self.tokenizer.decode(hypothesis.ids).strip(),
+                text=self._tokenizer.decode(hypothesis.ids).strip(),
                 ids=hypothesis.ids,
                 sum_logprob=sum(hypothesis.logprobs),
                 finish_reason=hypothesis.finish_reason or "length",
-                no_speech_probability=no_speech,
+                no_speech_probability=probability,
             )
-            for hypothesis, no_speech in zip(hypotheses, at_start, strict=True)
+            for hypothesis, probability in zip(hypotheses, no_speech, strict=True)
         ]
 
-    def _step(self, ids: Tensor, heard: Tensor, cache: EncoderDecoderCache) -> Tensor:
-        """The decoder's states (B, L, D) after ids (B, L), which join the cache; `heard` is read only on the first."""
-        output = self._decoder(
-            input_ids=ids, encoder_hidden_states=heard, past_key_values=cache, use_cache=True
-        )
-        states: Tensor = output.last_hidden_state
-        return states
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """(B, D) -> (B, ids) float32, by the token embeddings, as Whisper ties them."""
-        return torch.nn.functional.linear(states, self._decoder.embed_tokens.weight).float()
-
-    def _mask(self, ids: Sequence[int], num_ids: int) -> Tensor:
-        mask = torch.zeros(num_ids, device=self._decoder.embed_tokens.weight.device)
-        mask[list(ids)] = -torch.inf
-        return mask
-
-    def _special_id(self, names: Sequence[str]) -> int:
-        for name in names:
-            token_id: int | None = self.tokenizer.token_to_id(name)
-            if token_id is not None:
-                return token_id
-        raise BundleError(
-            f"the recogniser's tokenizer has no {' or '.join(names)}; take that of an English Whisper"
-        )
+    def _logits(self, ids: Tensor, heard: Tensor, cache: EncoderDecoderCache) -> Tensor:
+        """(B, L) ids, which join the cache -> (B, L, ids) float32; `heard` is read while that is empty."""
+        output = self._decoder(input_ids=ids, encoder_hidden_states=heard, past_key_values=cache, use_cache=True)
+        return torch.nn.functional.linear(output.last_hidden_state, self._decoder.embed_tokens.weight).float()
 
 
+@dataclass
 class _Hypothesis:
     """One row while it is decoded."""
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.finish_reason: FinishReason | None = None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
 
     def add(self, token_id: int, logprob: float, end_id: int, max_tokens: int) -> None:
-        """Takes the next token, and finishes if it is the end, the last that there is room for, or shows a loop."""
+        """Takes the next token; finishes if it is the end, closes a loop or is the last that fits."""
         self.logprobs.append(logprob)
         if token_id == end_id:
             self.finish_reason = "stop"
@@ -171,11 +150,11 @@ class _Hypothesis:
 
 
 def find_loop(ids: Sequence[int]) -> int | None:
-    """Up to where `ids` go once the repetitions at their end are dropped, the phrase kept once; None without a loop."""
+    """How many of `ids` to keep if they end in a loop, its phrase once among them; None if they do not."""
     for n in range(1, len(ids) // LOOP_REPEATS + 1):
-        num_repeated = n * max(LOOP_REPEATS, -(-LOOP_TOKENS // n))
-        if len(ids) >= num_repeated and ids[-num_repeated + n :] == ids[-num_repeated:-n]:
-            return len(ids) - num_repeated + n
+        span = n * max(LOOP_REPEATS, -(-LOOP_TOKENS // n))
+        if span <= len(ids) and ids[len(ids) - span + n :] == ids[len(ids) - span : -n]:
+            return len(ids) - span + n
     return None
 
 
@@ -183,12 +162,13 @@ def non_speech_ids(tokenizer: Tokenizer) -> set[int]:
     """Ids of symbols that stand in subtitles but are not said, which Whisper is kept from writing.
 
     The rule and the symbols are those of openai/whisper, whisper/tokenizer.py, `non_speech_tokens`: brackets,
-    speaker dashes and quotes if they are one token; musical notes by their first token, which all of them share.
+    dashes and the like where one token says them; musical notes by their first token, which they all share.
     """
     symbols = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』']
-    symbols += "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()
+    symbols += ["<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))"]
+    symbols += ["[[", "]]", "{{", "}}", "♪♪", "♪♪♪"]
     notes = [*"♩♪♫♬♭♮♯"]
-    ids = {_encode(tokenizer, " -")[0], _encode(tokenizer, " '")[0]}  # allowed inside a word, not before one
+    ids = {_encode(tokenizer, " -")[0], _encode(tokenizer, " '")[0]}  # fine inside a word, not before one
     for symbol in symbols + notes:
         for encoded in (_encode(tokenizer, symbol), _encode(tokenizer, f" {symbol}")):
             if len(encoded) == 1 or symbol in notes:
@@ -199,27 +179,34 @@ def non_speech_ids(tokenizer: Tokenizer) -> set[int]:
 def _keep_rows(cache: EncoderDecoderCache, kept: Sequence[int]) -> list[int]:
     """Drops all rows but those `kept` (ascending); returns which old row each new one is.
 
-    The last rows move into the gaps, so a row of cross-attention (18 MB in tiny.en) is copied at most once per gap.
+    The last rows move into the gaps, so of the cross-attention (18 MB a row in tiny.en) little is copied.
     """
     gaps = sorted(set(range(len(kept))) - set(kept))
-    order = list(range(len(kept)))
     moved = [row for row in kept if row >= len(kept)]
-    for gap, row in zip(gaps, moved, strict=True):
-        order[gap] = row
-    for layer in (*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers):
-        for tensor in (layer.keys, layer.values):
-            tensor[gaps] = tensor[moved]
+    layers: list[Any] = [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
+    for layer in layers:
+        for states in (layer.keys, layer.values):
+            states[gaps] = states[moved]
         layer.keys, layer.values = layer.keys[: len(kept)], layer.values[: len(kept)]
-    return order
+    rows = list(range(len(kept)))
+    for gap, row in zip(gaps, moved, strict=True):
+        rows[gap] = row
+    return rows
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises nothing narrower
-        raise BundleError(
-            f"{path}: not a tokenizer that can be read: {error}; fetch the bundle again"
-        ) from error
+    except Exception as error:  # its Rust side raises nothing narrower
+        raise BundleError(f"{path}: not a readable tokenizer ({error}); fetch the bundle again") from error
+
+
+def _special_id(tokenizer: Tokenizer, names: Sequence[str], path: Path) -> int:
+    for name in names:
+        token_id: int | None = tokenizer.token_to_id(name)
+        if token_id is not None:
+            return token_id
+    raise BundleError(f"{path}: has no token {' or '.join(names)}; take the tokenizer of a Whisper")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,10 +1,10 @@
 """A frozen Whisper from the file in which CTranslate2 (faster-whisper) publishes it.
 
-The file, all numbers little-endian (OpenNMT/CTranslate2, python/ctranslate2/specs/model_spec.py, `_serialize`):
+The file, all numbers little-endian (OpenNMT/CTranslate2, python/ctranslate2/specs/model_spec.py):
 
     text  = uint16 length, then so many bytes, the last one zero
     head  = uint32 binary version (5 or 6), text kind of model, uint32 its revision
-    then  = uint32 count; per variable: text name, uint8 rank, uint32 per axis, uint8 dtype, uint32 bytes, values
+    then  = uint32 count; per variable: text name, uint8 rank, uint32 per axis, uint8 dtype, uint32 bytes, it
     last  = uint32 count; per alias: text alias, text name of the variable it stands for
 
 Covered: every size of Whisper, weights in float32 or float16. Not covered: files quantised to integers.
@@ -12,7 +12,7 @@ Covered: every size of Whisper, weights in float32 or float16. Not covered: file
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,8 @@ BINARY_VERSIONS = (5, 6)
 MODEL_KIND = "WhisperSpec"
 DTYPES = {number: np.dtype(name) for number, name in enumerate(("<f4", "i1", "<i2", "<i4", "<f2"))}
 HEAD_WIDTH = 64  # the same in every published Whisper
-MULTILINGUAL_VOCABULARY = 51_865  # the English-only models have 51,864 ids and every special id one lower
 
-# A layer's modules: CTranslate2's name -> transformers' names; where these are several, one weight holds them all,
-# in this order.
+# A layer's modules: CTranslate2's name -> transformers' names; several share one weight, in this order.
 SELF_ATTENTION = {
     "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attention/linear_1": ("self_attn.out_proj",),
@@ -58,7 +56,7 @@ class _Damage(Exception):
 
 
 def load_whisper(path: Path) -> WhisperForConditionalGeneration:
-    """The model in `path`: float32, eval mode, without gradients; BundleError if it is not a whole Whisper."""
+    """The model in `path`: float32, in eval mode, without gradients; BundleError if it is not whole."""
     weights = read_ctranslate2(path)
     with torch.device("meta"):
         model: WhisperForConditionalGeneration = WhisperForConditionalGeneration(whisper_config(weights))
@@ -89,9 +87,8 @@ def read_ctranslate2(path: Path) -> dict[str, Tensor]:
 
 
 def whisper_config(weights: Mapping[str, Tensor]) -> WhisperConfig:
-    """The sizes that the shapes of a state dict tell; the special ids follow from the size of the vocabulary."""
+    """The sizes that the shapes of a state dict tell; special ids are left out, the tokenizer has them."""
     num_ids, width = weights["model.decoder.embed_tokens.weight"].shape
-    end_id = 50_257 if num_ids >= MULTILINGUAL_VOCABULARY else 50_256
     return WhisperConfig(
         vocab_size=num_ids,
         num_mel_bins=weights["model.encoder.conv1.weight"].shape[1],
@@ -104,10 +101,9 @@ def whisper_config(weights: Mapping[str, Tensor]) -> WhisperConfig:
         decoder_ffn_dim=weights["model.decoder.layers.0.fc1.weight"].shape[0],
         max_source_positions=weights["model.encoder.embed_positions.weight"].shape[0],
         max_target_positions=weights["model.decoder.embed_positions.weight"].shape[0],
-        decoder_start_token_id=end_id + 1,
-        bos_token_id=end_id,
-        eos_token_id=end_id,
-        pad_token_id=end_id,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
@@ -118,9 +114,7 @@ def _num_layers(weights: Mapping[str, Tensor], side: str) -> int:
 
 
 def _unusable(path: Path, reason: str) -> BundleError:
-    return BundleError(
-        f"{path}: not a Whisper of CTranslate2 as it should be: {reason}; fetch the bundle again"
-    )
+    return BundleError(f"{path}: not a whole Whisper in CTranslate2's format: {reason}; fetch the bundle again")
 
 
 def _parse_variables(content: bytes) -> dict[str, NDArray[np.generic]]:
@@ -176,29 +170,25 @@ def _state_dict(variables: Mapping[str, NDArray[np.generic]]) -> dict[str, Tenso
             raise _Damage(f"{name!r} is quantised to {array.dtype}; float32 or float16 is needed")
         return torch.from_numpy(array.astype(np.float32))
 
-    def put(source: str, *targets: str) -> None:
+    def put(source: str, targets: Sequence[str]) -> None:
         is_norm = source.endswith("layer_norm")
-        weight = tensor(f"{source}/gamma" if is_norm else f"{source}/weight").chunk(len(targets))
-        bias = tensor(f"{source}/beta" if is_norm else f"{source}/bias").chunk(len(targets))
-        for i, target in enumerate(targets):
-            weights[f"{target}.weight"] = weight[i]
+        fused_weight = tensor(f"{source}/gamma" if is_norm else f"{source}/weight").tensor_split(len(targets))
+        fused_bias = tensor(f"{source}/beta" if is_norm else f"{source}/bias").tensor_split(len(targets))
+        for target, weight, bias in zip(targets, fused_weight, fused_bias, strict=True):
+            weights[f"{target}.weight"] = weight
             if not target.endswith("k_proj"):  # Whisper's keys have no bias; CTranslate2 fills in zeros
-                weights[f"{target}.bias"] = bias[i]
+                weights[f"{target}.bias"] = bias
 
     for side, modules in LAYERS.items():
-        num_layers = len(
-            {name.split("/")[1] for name in variables if name.startswith(f"{side}/layer_")} - {"layer_norm"}
-        )
-        for layer in range(num_layers):
+        stems = {name.split("/")[1] for name in variables if name.startswith(f"{side}/layer_")}
+        for layer in range(max(1, len(stems - {"layer_norm"}))):
             for source, targets in modules.items():
-                put(
-                    f"{side}/layer_{layer}/{source}",
-                    *(f"model.{side}.layers.{layer}.{name}" for name in targets),
-                )
-        put(f"{side}/layer_norm", f"model.{side}.layer_norm")
+                names = [f"model.{side}.layers.{layer}.{target}" for target in targets]
+                put(f"{side}/layer_{layer}/{source}", names)
+        put(f"{side}/layer_norm", [f"model.{side}.layer_norm"])
         weights[f"model.{side}.embed_positions.weight"] = tensor(f"{side}/position_encodings/encodings")
-    put("encoder/conv1", "model.encoder.conv1")
-    put("encoder/conv2", "model.encoder.conv2")
+    put("encoder/conv1", ["model.encoder.conv1"])
+    put("encoder/conv2", ["model.encoder.conv2"])
     weights["model.decoder.embed_tokens.weight"] = tensor("decoder/embeddings/weight")
     weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
     return weights

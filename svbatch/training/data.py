@@ -40,7 +40,9 @@ def read_manifest(manifest: Path) -> list[Example]:
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise TrainingError(f"{manifest}: {error.strerror}; give a folder that holds it with --data") from error
+        raise TrainingError(
+            f"{manifest}: {error.strerror}; give a folder that holds it with --data"
+        ) from error
     return [_example(manifest, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -89,7 +91,9 @@ def augmented(
 ) -> NDArray[np.float32]:
     """`waveform` at another speed (0.88 to 1.12) and gain, mostly with noise at 8 to 30 dB below it."""
     speed = random.uniform(0.88, 1.12)
-    changed: NDArray[np.float32] = soxr.resample(waveform, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / speed, quality="MQ")
+    changed: NDArray[np.float32] = soxr.resample(
+        waveform, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / speed, quality="MQ"
+    )
     if random.random() < 0.7:
         changed = changed + _noise(changed, noises, random)
     peak = float(np.abs(changed).max(initial=1e-6))
@@ -100,7 +104,7 @@ def _noise(
     speech: NDArray[np.float32], noises: Sequence[NDArray[np.float32]], random: np.random.Generator
 ) -> NDArray[np.float32]:
     if noises and random.random() < 0.6:
-        source = noises[random.integers(len(noises))]
+        source = noises[int(random.integers(len(noises)))]
         noise = np.resize(np.roll(source, int(random.integers(len(source)))), len(speech))
     else:
         white = np.fft.rfft(random.standard_normal(len(speech)))
@@ -108,7 +112,8 @@ def _noise(
         noise = np.fft.irfft(white / np.maximum(np.arange(len(white)), 1) ** slope, n=len(speech))
     ratio_db = random.uniform(8.0, 30.0)
     power = float(np.mean(speech**2)) / max(float(np.mean(noise**2)), 1e-12)
-    return (noise * np.sqrt(power * 10 ** (-ratio_db / 10))).astype(np.float32)
+    scaled: NDArray[np.float32] = (noise * np.sqrt(power * 10 ** (-ratio_db / 10))).astype(np.float32)
+    return scaled
 
 
 def iter_waveforms(examples: Sequence[Example]) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -37,12 +37,20 @@ class Clip:
 
     def read(self) -> NDArray[np.float16]:
         """(T, D) float16."""
-        frames: NDArray[np.float16] = np.load(self.shard, mmap_mode="r")[self.start : self.start + self.length]
+        frames: NDArray[np.float16] = np.load(self.shard, mmap_mode="r")[
+            self.start : self.start + self.length
+        ]
         return np.array(frames)
 
 
 def cached_frames(
-    examples: Sequence[Example], encoder: OnnxSession, encoder_id: str, cache: Path, *, num_passes: int, seed: int
+    examples: Sequence[Example],
+    encoder: OnnxSession,
+    encoder_id: str,
+    cache: Path,
+    *,
+    num_passes: int,
+    seed: int,
 ) -> list[Clip]:
     """Clips of every example: the first pass as recorded, the later ones changed in speed, gain and noise."""
     identity = json.dumps([[str(e.path) for e in examples], encoder_id, seed])
@@ -50,7 +58,9 @@ def cached_frames(
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"passes-{num_passes}.json"
     if plan.exists():
-        return [Clip(e, folder / name, start, length) for e, name, start, length in json.loads(plan.read_text())]
+        return [
+            Clip(e, folder / name, start, length) for e, name, start, length in json.loads(plan.read_text())
+        ]
     waveforms = dict(iter_waveforms(examples))
     noises = [waveforms[i] for i in waveforms if examples[i].labels.get("speech") is False]
     clips: list[Clip] = []
@@ -70,9 +80,7 @@ def cached_frames(
     return clips
 
 
-def _pack(
-    waveforms: dict[int, NDArray[np.float32]], random: np.random.Generator
-) -> Iterator[list[int]]:
+def _pack(waveforms: dict[int, NDArray[np.float32]], random: np.random.Generator) -> Iterator[list[int]]:
     """Example indices window by window, in random order; room is left for a slower speed."""
     window: list[int] = []
     used = 0.0

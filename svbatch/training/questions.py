@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from svbatch.tasks.task import Task, load_task
 from svbatch.speech.readout import spoken_form
+from svbatch.tasks.task import Task, load_task
 from svbatch.training.data import Example
 from svbatch.training.frames import Clip
 from svbatch.training.recipe import LanguageStage, Mode
 
 NUM_NEIGHBOURS = 60  # clips of similar length from which a batch is drawn
 LOOKALIKES = 12
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,11 @@ class Questioner:
     """Draws the questions of a step. `transcripts` are the recogniser's, by index of example."""
 
     def __init__(
-        self, examples: Sequence[Example], clips: Sequence[Clip], transcripts: Mapping[int, str], stage: LanguageStage
+        self,
+        examples: Sequence[Example],
+        clips: Sequence[Clip],
+        transcripts: Mapping[int, str],
+        stage: LanguageStage,
     ) -> None:
         self._examples = examples
         self._transcripts = transcripts
@@ -60,12 +67,14 @@ class Questioner:
 
     def _one(self, quantile: float, random: np.random.Generator) -> Question:
         task = _choice(self._stage.tasks, random)
-        mode: Mode = _choice(self._stage.modes, random)
+        mode = _choice(self._stage.modes, random)
         if task == "speech_activity":
             pool = self._quiet if random.random() < 0.5 else self._heard
             clip = _near(pool, quantile, random)
             speaks = clip not in self._quiet
-            return self._ask(clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech")
+            return self._ask(
+                clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech"
+            )
         clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
         said = self._said[clip.example].strip()
         if task == "asr":
@@ -96,14 +105,14 @@ def lookalikes(word: str, vocabulary: Sequence[str]) -> list[str]:
     """Words of `vocabulary` that share most letter pairs with `word` (Dice coefficient), without itself."""
     pairs = _pairs(word)
     scored = sorted(
-        ((-2 * len(pairs & _pairs(w)) / (len(pairs) + len(_pairs(w))), w) for w in vocabulary if w != word)
+        (-2 * len(pairs & _pairs(w)) / (len(pairs) + len(_pairs(w))), w) for w in vocabulary if w != word
     )
     return [w for score, w in scored[:LOOKALIKES] if score < -0.3]
 
 
 def _pairs(word: str) -> frozenset[str]:
     marked = f"<{word}>"
-    return frozenset(a + b for a, b in zip(marked, marked[1:], strict=False))
+    return frozenset(a + b for a, b in pairwise(marked))
 
 
 def _wording(task: Task, random: np.random.Generator) -> str:
@@ -116,10 +125,10 @@ def _near(pool: Sequence[Clip], quantile: float, random: np.random.Generator) ->
     return pool[int(random.integers(low, min(len(pool), low + NUM_NEIGHBOURS)))]
 
 
-def _choice(weights: Mapping[str, float], random: np.random.Generator) -> str:
+def _choice(weights: Mapping[Name, float], random: np.random.Generator) -> Name:
     names = list(weights)
     shares = np.array([weights[name] for name in names])
-    return str(random.choice(names, p=shares / shares.sum()))
+    return names[int(random.choice(len(names), p=shares / shares.sum()))]
 
 
 _LOADED = {name: load_task(name, Path()) for name in ("asr", "speech_activity")}

@@ -78,7 +78,9 @@ def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
     encoder = load_encoder(bundle, "cpu")
     encoder_id = bundle.manifest.files[bundle.manifest.encoder.graph].sha256
     cache = bundle.cache / "training"
-    clips = cached_frames(examples, encoder, encoder_id, cache, num_passes=recipe.frame_passes, seed=recipe.seed)
+    clips = cached_frames(
+        examples, encoder, encoder_id, cache, num_passes=recipe.frame_passes, seed=recipe.seed
+    )
     recogniser = load_recogniser(bundle, torch.float32, "cpu")
     wanted = chosen(examples, size=recipe.transcripts, seed=recipe.seed)
     transcripts = recognised(examples, wanted, encoder, recogniser, cache / "transcripts.jsonl")
@@ -97,15 +99,20 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
     """Untrained parts of the recipe's shapes, seeded."""
     torch.manual_seed(recipe.seed)
     llm = load_base_model(llm_folder(bundle, torch.bfloat16), torch.bfloat16)
-    embeddings = llm.get_input_embeddings().weight.detach()
+    embeddings: Tensor = llm.get_input_embeddings().weight.detach()  # type: ignore[operator]
     tokenizer = Tokenizer.from_file(str(bundle.path(bundle.manifest.llm.tokenizer)))
     texts = [spoken_form(e.text) for e in examples if e.text and e.lang == "en"]
     token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
     config = ProjectorConfig(
-        encoder_width=bundle.manifest.encoder.width, llm_width=embeddings.shape[1], **recipe.projector.model_dump()
+        encoder_width=bundle.manifest.encoder.width,
+        llm_width=embeddings.shape[1],
+        **recipe.projector.model_dump(),
     )
     lora = LoraConfig(
-        r=recipe.adapter.rank, lora_alpha=recipe.adapter.alpha, target_modules=recipe.adapter.targets, lora_dropout=0.0
+        r=recipe.adapter.rank,
+        lora_alpha=recipe.adapter.alpha,
+        target_modules=recipe.adapter.targets,
+        lora_dropout=0.0,
     )
     llm.requires_grad_(False)
     adapted: Any = get_peft_model(llm, lora)
@@ -126,7 +133,8 @@ def _align(recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None
     clips = [clip for clip in corpus.clips if clip.example in said]
     targets = {
         i: torch.tensor(
-            parts.readout.classes(parts.tokenizer.encode(text, add_special_tokens=False).ids), dtype=torch.long
+            parts.readout.classes(parts.tokenizer.encode(text, add_special_tokens=False).ids),
+            dtype=torch.long,
         )
         for i, text in said.items()
     }
@@ -142,7 +150,11 @@ def _align(recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None
         batch = [clips[i] for i in epochs[epoch][step % per_epoch % len(epochs[epoch])]]
         frames, lengths = stretched(*padded_frames(batch))
         loss, _, _ = ctc_loss(
-            parts.projector, parts.readout, masked(frames, lengths), lengths, [targets[c.example] for c in batch]
+            parts.projector,
+            parts.readout,
+            masked(frames, lengths),
+            lengths,
+            [targets[c.example] for c in batch],
         )
         return {"ctc": loss}
 

@@ -47,7 +47,11 @@ class Teacher:
         for question, vectors in zip(questions, speech, strict=True):
             before, after = prompt_ids(self._tokenizer, question)
             answer = prompts.answer_ids(self._tokenizer, question.answer)
-            parts = [embed(torch.tensor(before)), vectors.to(embed.weight.dtype), embed(torch.tensor(after + answer))]
+            parts = [
+                embed(torch.tensor(before)),
+                vectors.to(embed.weight.dtype),
+                embed(torch.tensor(after + answer)),
+            ]
             rows.append(torch.cat(parts))
             answers.append(torch.tensor(answer))
         lengths = torch.tensor([len(row) for row in rows])
@@ -56,7 +60,8 @@ class Teacher:
             decoder = self._llm.get_base_model().get_decoder()  # type: ignore[operator]
             hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
             picked = [
-                hidden[i, n - len(a) - 1 : n - 1] for i, (n, a) in enumerate(zip(lengths.tolist(), answers, strict=True))
+                hidden[i, n - len(a) - 1 : n - 1]
+                for i, (n, a) in enumerate(zip(lengths.tolist(), answers, strict=True))
             ]
             logits = torch.cat(picked) @ embed.weight.T
         return nn.functional.cross_entropy(logits.float(), torch.cat(answers))

@@ -37,7 +37,11 @@ def recognised(
         for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
             batch = missing[start : start + BATCH]
             sounds = [read_waveform(examples[i].path) for i in batch]
-            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if 0 < len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
+            fitting = [
+                (i, s)
+                for i, s in zip(batch, sounds, strict=True)
+                if 0 < len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ
+            ]
             frames = torch.from_numpy(encode(encoder, [sound for _, sound in fitting]))
             for (i, _), transcript in zip(fitting, recogniser.transcribe(frames), strict=True):
                 done[str(examples[i].path)] = transcript.text
@@ -47,7 +51,6 @@ def recognised(
 
 
 def chosen(examples: Sequence[Example], *, size: int, seed: int) -> list[int]:
-    """Indices of `size` English examples to transcribe, in random order; those without a text come first."""
+    """Indices of `size` English examples to transcribe, drawn at random."""
     english = [i for i, e in enumerate(examples) if e.lang == "en"]
-    order = [english[i] for i in np.random.default_rng(seed).permutation(len(english))]
-    return sorted(order, key=lambda i: examples[i].text is not None)[:size]
+    return [english[i] for i in np.random.default_rng(seed).permutation(len(english))[:size]]

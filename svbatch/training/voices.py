@@ -123,7 +123,7 @@ def speak(
     else:
         pace = f"(Parameter.set 'Duration_Stretch {1 / rate:.3f})"
         if voice.name.endswith("_hts"):  # it leaves durations to hts_engine, which has its own option
-            pace = f"(set! hts_engine_params (append hts_engine_params '((\"-r\" {rate}))))"
+            pace = f'(set! hts_engine_params (append hts_engine_params \'(("-r" {rate}))))'
         choice = f"(begin (voice_{voice.name}) {pace})"
         waveform, rate_hz = _run(["text2wave", "-eval", choice, "-o", "WAVE", "TEXT"], text)
     resampled = soxr.resample(waveform, rate_hz, SAMPLE_RATE_HZ)

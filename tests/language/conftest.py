@@ -52,9 +52,7 @@ class Judge:
         after = self.log_probabilities(prefix, [*instruction_ids, *label])[len(instruction_ids) :]
         return sum(float(after[step, token]) for step, token in enumerate(label))
 
-    def greedy(
-        self, prefix: Tensor, instruction_ids: Sequence[int], max_tokens: int
-    ) -> tuple[list[int], float]:
+    def greedy(self, prefix: Tensor, instruction_ids: Sequence[int], max_tokens: int) -> tuple[list[int], float]:
         """The ids, the end of the turn included if it was said, and the sum of their log-probabilities."""
         said: list[int] = []
         total = 0.0
@@ -93,8 +91,6 @@ def seen_by() -> Callable[[Prefix], list[Tensor]]:
 
     def copies(prefix: Prefix) -> list[Tensor]:
         rows = list(enumerate(prefix.lengths.tolist()))
-        return [
-            part[row, :, :length].clone() for pair in prefix.cache for part in pair for row, length in rows
-        ]
+        return [part[row, :, :length].clone() for pair in prefix.cache for part in pair for row, length in rows]
 
     return copies

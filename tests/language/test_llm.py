@@ -40,9 +40,7 @@ def folder(build_llama, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(folder):
     """The model with a LoRA adapter whose weights are not nothing."""
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
     model = add_adapter(load_base_model(folder, torch.float32), config)
     generator = torch.Generator().manual_seed(5)
     for name, weight in model.named_parameters():
@@ -112,9 +110,7 @@ def test_other_decoders_with_full_attention_score_as_a_plain_forward_pass(config
     model = model_type(config).eval()
     instruction = model.get_input_embeddings()(torch.tensor([11, 12, 21]))
     with torch.inference_mode():
-        plain = (
-            model(inputs_embeds=torch.cat([segments[0], instruction])[None]).logits[0, -2:].log_softmax(-1)
-        )
+        plain = model(inputs_embeds=torch.cat([segments[0], instruction])[None]).logits[0, -2:].log_softmax(-1)
     llm = LanguageModel(model)
     score = score_labels(llm, prefill(llm, segments), INSTRUCTION, [[21, 22]])[0, 0]
     torch.testing.assert_close(score, plain[0, 21] + plain[1, 22], atol=1e-4, rtol=0)

@@ -1,0 +1,5 @@
+"""`python -m svbatch` is `svbatch`."""
+
+from svbatch.cli import entry
+
+entry()

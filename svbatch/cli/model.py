@@ -1,0 +1,212 @@
+"""svbatch bundle, export, train, doctor: make, measure, export and inspect models."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from svbatch.bundle import Bundle
+
+cache_option = click.option(
+    "--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE)."
+)
+name_argument = click.argument("name", default="mini")
+
+
+@click.group()
+def bundle() -> None:
+    """Models: what they are made of, and whether it is all there.
+
+    \b
+    Example:  svbatch bundle list
+              svbatch bundle fetch mini
+    """
+
+
+@bundle.command("list")
+@cache_option
+def list_bundles(cache: Path | None) -> None:
+    """List the bundles that are installed with svbatch.
+
+    \b
+    Example:  svbatch bundle list
+    """
+    from svbatch.bundle import read_bundle, shipped_bundles
+
+    for name in shipped_bundles():
+        manifest = read_bundle(name, cache=cache).manifest
+        click.echo(f"{name} {manifest.version}  {manifest.description}")
+
+
+@bundle.command()
+@name_argument
+@cache_option
+def show(name: str, cache: Path | None) -> None:
+    """Show the parts, files, licences and figures of the bundle NAME (or a folder; default: mini).
+
+    \b
+    Example:  svbatch bundle show mini
+    """
+    from svbatch.bundle import read_bundle
+
+    click.echo("\n".join(_shown(read_bundle(name, cache=cache))))
+
+
+@bundle.command()
+@name_argument
+@cache_option
+def check(name: str, cache: Path | None) -> None:
+    """Read every file of the bundle NAME (or a folder; default: mini) and compare its hash with bundle.json.
+
+    Exits 2 if one is missing or different, with a line for each.
+
+    \b
+    Example:  svbatch bundle check mini
+    """
+    from svbatch.bundle import read_bundle
+
+    found = read_bundle(name, cache=cache)
+    if problems := found.check():
+        click.echo("\n".join(problems), err=True)
+        sys.exit(2)
+    num_files = len(found.manifest.files) + len(found.manifest.fetched)
+    click.echo(f"all {num_files} files are what bundle.json says")
+
+
+@bundle.command("fetch")
+@name_argument
+@click.option("--to", type=click.Path(path_type=Path), help="A folder that serves as --cache on another machine.")
+@cache_option
+def fetch_weights(name: str, to: Path | None, cache: Path | None) -> None:
+    """Bring the weights of the bundle NAME (or a folder; default: mini) into the cache, or into a folder.
+
+    \b
+    Example:  svbatch bundle fetch mini
+              svbatch bundle fetch mini --to weights/
+    """
+    from svbatch.bundle import find_bundle
+    from svbatch.fetch import fetch
+
+    found = find_bundle(name, cache=cache)
+    fetch(found, to=to)
+    click.echo(f"all {len(found.manifest.fetched)} files of bundle {name} are in {to or found.cache}")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A folder for graph and weights.")
+@click.option("--half", is_flag=True, help="Compute in float16: half the size; for GPUs.")
+def export(model: str, output: Path, half: bool) -> None:
+    """Export the speech encoder of MODEL as OUTPUT/encoder.onnx, with its weights beside it.
+
+    MODEL is a folder in transformers' format, or hf://OWNER/NAME: any Whisper, WavLM or HuBERT. The graph takes
+    waveform (batch, samples) float32 at 16 kHz, up to 30 s, and lengths (batch) int64 in samples; it gives
+    frames (batch, frames, width) float32, 50 a second.
+
+    \b
+    Example:  svbatch export hf://microsoft/wavlm-base-plus --output encoders/wavlm
+              svbatch export models/whisper-small --output encoders/whisper --half
+    """
+    from svbatch.speech.export import write_encoder
+    from svbatch.speech.pretrained import load_encoder_to_export
+
+    encoder, normalise = load_encoder_to_export(model)
+    graph = write_encoder(encoder, output, half=half, normalise=normalise)
+    click.echo(f"{graph}: {encoder.config.hidden_size} wide, {'float16' if half else 'float32'}")
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The folder with the recipe's manifests.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A folder for checkpoints and metrics; the bundle goes to its folder bundle/.",
+)
+@cache_option
+def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
+    """Train projector and adapter by RECIPE, and write the bundle OUTPUT/bundle.
+
+    Stopped at any moment and called again, it goes on from its last checkpoint.
+
+    \b
+    Example:  svbatch train jobs/train/mini.yaml --data speech/ --output out/train
+              svbatch run job.yaml    # with `bundle: out/train/bundle` in it
+    """
+    from svbatch.bundle import find_bundle
+    from svbatch.fetch import fetch
+    from svbatch.training.publish import publish
+    from svbatch.training.recipe import load_recipe
+    from svbatch.training.stages import train as train_parts
+
+    loaded = load_recipe(recipe)
+    base = find_bundle(loaded.parts, base=recipe.parent, cache=cache)
+    card = {
+        "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {loaded.parts}",
+        "data": _sources(data, loaded.manifests),
+        "figures": {},
+        "not_for": base.manifest.not_for,
+    }
+    fetch(base)
+    parts = train_parts(loaded, base, data, output)
+    made = publish(parts, loaded, base, output / "bundle", calibration={}, card=card)
+    click.echo(f"bundle {made.id} in {made.folder}; `svbatch evaluate` measures it")
+
+
+@click.command()
+@cache_option
+def doctor(cache: Path | None) -> None:
+    """Say what works on this machine and what does not, and why; where caches and bundles are.
+
+    \b
+    Example:  svbatch doctor
+    """
+    from svbatch.doctor import diagnose
+
+    marks = {True: "ok", False: "no", None: ""}
+    for finding in diagnose(cache):
+        click.echo(f"{marks[finding.works]:3}{finding.subject:18}{finding.detail}")
+
+
+def _sources(folder: Path, manifests: list[str]) -> list[dict[str, Any]]:
+    """Source, licence and number of examples of what was trained on, for the bundle's card."""
+    from svbatch.training.data import read_manifest
+
+    examples = (example for name in manifests for example in read_manifest(folder / name))
+    counts = Counter((example.source, example.licence) for example in examples)
+    return [{"source": s, "licence": li, "examples": count} for (s, li), count in counts.items()]
+
+
+def _shown(found: "Bundle") -> Iterator[str]:
+    manifest = found.manifest
+    yield f"{manifest.name} {manifest.version}: {manifest.description}"
+    yield f"id {found.id}, folder {found.folder}"
+    yield "\nparts"
+    for part in ("encoder", "recogniser", "projector", "llm", "adapter"):
+        said = getattr(manifest, part)
+        yield f"  {part:12}{', '.join(f'{k} {v}' for k, v in _leaves(said.model_dump())) if said else 'none'}"
+    for title, entries in (("files", manifest.files), ("fetched", manifest.fetched)):
+        yield f"\n{title}"
+        for name, entry in entries.items():
+            size = f"{entry.size_bytes / 1e6:.1f} MB"
+            yield f"  {name:26}{size:>9}  sha256 {entry.sha256[:12]}…  {entry.licence}"
+            yield from (f"    from {address}" for address in getattr(entry, "addresses", ()))
+    yield "\nfigures"
+    yield from (f"  {name}: {value}" for name, value in _leaves(manifest.figures))
+    yield "\ntrained on"
+    yield from ("  " + ", ".join(f"{k} {v}" for k, v in _leaves(source)) for source in manifest.data)
+    yield f"\nnot for: {manifest.not_for}"
+
+
+def _leaves(tree: Mapping[str, Any], stem: str = "") -> Iterator[tuple[str, Any]]:
+    """(`a.b`, value) for every value of nested mappings; null is left out."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{stem}{key}.")
+        elif value is not None:
+            yield f"{stem}{key}", value

@@ -1,0 +1,46 @@
+"""Published speech encoders in transformers' format, from a local folder or by transformers' own download."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    HubertModel,
+    PreTrainedModel,
+    WavLMModel,
+    WhisperModel,
+)
+
+from svbatch.errors import BundleError
+
+HUB = "hf://"
+CLASSES = {"whisper": WhisperModel, "wavlm": WavLMModel, "hubert": HubertModel}
+TRAINING_ONLY = {"masked_spec_embed"}  # stands for what training hides; no published CTC model needs it
+
+
+def load_encoder_to_export(source: str) -> tuple[PreTrainedModel, bool]:
+    """The encoder of `source` in float32, and whether it wants each waveform at mean 0 and variance 1.
+
+    `source` is a folder in transformers' format, or hf://OWNER/NAME, which transformers downloads into its
+    own cache. Raises BundleError if it cannot be had, is of another kind or does not hold all its weights.
+    """
+    name = source.removeprefix(HUB)
+    if name == source and not Path(name, "config.json").is_file():
+        raise BundleError(
+            f"{source}: no folder with a config.json; give a model's folder in transformers' format, or "
+            f"{HUB}OWNER/NAME"
+        )
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind not in CLASSES:
+            raise BundleError(f"{source}: a model of type {kind}; export takes {', '.join(CLASSES)}")
+        model, report = CLASSES[kind].from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        normalise = kind != "whisper" and AutoFeatureExtractor.from_pretrained(name).do_normalize
+    except (OSError, ValueError) as error:  # what transformers raises for a file it lacks or cannot read
+        raise BundleError(f"{source}: transformers cannot load it: {' '.join(str(error).split())}") from error
+    encoder: PreTrainedModel = model.encoder if kind == "whisper" else model
+    held = {f"encoder.{key}" if kind == "whisper" else key for key in encoder.state_dict()}
+    if missing := sorted((held & set(report["missing_keys"])) - TRAINING_ONLY):
+        raise BundleError(f"{source}: lacks {len(missing)} weights ({missing[0]} …); get the model again")
+    return encoder, normalise

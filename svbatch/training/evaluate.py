@@ -1,0 +1,186 @@
+"""How good a bundle is on recordings with known answers, each heard as a run hears it.
+
+Transcripts are compared in spoken form: lower case, no punctuation, words spelled out as in `SPELLINGS`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from svbatch.ask import Mode, ask, read, transcribe
+from svbatch.corpus.segment import fixed_windows, speech_segments
+from svbatch.hear import Hearing, Span, hear
+from svbatch.model import Model
+from svbatch.speech.readout import spoken_form
+from svbatch.tasks import prompts
+from svbatch.tasks.task import load_task
+from svbatch.training.data import Example, read_waveform
+from svbatch.training.questions import lookalikes
+
+log = logging.getLogger(__name__)
+EXAMPLES_AT_ONCE = 8
+MAX_TOKENS = 200
+SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok": "okay"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One example with what was made of it: texts by system, the speech_activity label, its hearings."""
+
+    example: Example
+    texts: dict[str, str]
+    activity: str
+    hearings: list[Hearing]
+
+
+def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Any]:
+    """Figures by task and source. `examples` without a text are judged by speech_activity and silence alone."""
+    evaluated = list(_evaluated(examples, model))
+    return {
+        "asr": _word_error_rates(evaluated),
+        "no_speech_files_without_text": _silent(evaluated),
+        "speech_activity": _speech_activity(evaluated),
+        "keyword_search": _keyword_search(evaluated, model, seed),
+    }
+
+
+def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]:
+    activity = load_task("speech_activity", Path())
+    for start in tqdm(range(0, len(examples), EXAMPLES_AT_ONCE), desc="evaluate", disable=None):
+        batch = examples[start : start + EXAMPLES_AT_ONCE]
+        sounds = [read_waveform(example.path) for example in batch]
+        segments = [(i, s) for i, sound in enumerate(sounds) for s in speech_segments(sound)]
+        windows = [(i, s) for i, sound in enumerate(sounds) for s in fixed_windows(sound.size)]
+        with torch.inference_mode():
+            heard = (
+                hear([Span(sounds[i][s.start : s.end], s.start_s, True) for i, s in segments], model)
+                if segments
+                else []
+            )
+            spoken = [(i, h) for (i, _), h in zip(segments, heard, strict=True) if h.has_speech]
+            texts = _texts([h for _, h in spoken], model)
+            in_windows = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in windows], model)
+            labels = ask([activity], in_windows, model)["speech_activity"]
+        for i, example in enumerate(batch):
+            own = [j for j, (k, _) in enumerate(spoken) if k == i]
+            first = next(j for j, (k, _) in enumerate(windows) if k == i)
+            yield Evaluated(
+                example,
+                {system: " ".join(said[j] for j in own) for system, said in texts.items()},
+                labels[first]["label"],
+                [spoken[j][1] for j in own],
+            )
+
+
+def _texts(hearings: Sequence[Hearing], model: Model) -> dict[str, list[str]]:
+    """What each system wrote of each hearing."""
+    texts = {
+        "recogniser": [h.text for h in hearings],
+        "read_out": [model.tokenizer.decode(h.read) for h in hearings],
+    }
+    question = load_task("asr", Path()).questions()[0]
+    modes: tuple[Mode, ...] = ("audio", "both")
+    for mode in modes:
+        texts[f"llm_{mode}"] = []
+        if hearings:
+            decoded = transcribe(hearings, read(hearings, mode, model), question, MAX_TOKENS, model)
+            texts[f"llm_{mode}"] = [prompts.answer_text(model.tokenizer, d.ids) for d in decoded]
+    return texts
+
+
+def normalised(text: str) -> str:
+    """`text` in the form that is compared."""
+    return " ".join(SPELLINGS.get(word, word) for word in spoken_form(text).split())
+
+
+def _word_error_rates(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """Per source of English speech: clips, and the word error rate in percent of each system."""
+    groups: dict[str, list[Evaluated]] = {}
+    for each in evaluated:
+        if each.example.lang == "en" and each.example.text:
+            groups.setdefault(each.example.source, []).append(each)
+    return {
+        source: {"clips": len(members)}
+        | {
+            system: round(
+                100
+                * jiwer.wer(
+                    [normalised(m.example.text or "") for m in members],
+                    [normalised(m.texts[system]) for m in members],
+                ),
+                2,
+            )
+            for system in members[0].texts
+        }
+        for source, members in sorted(groups.items())
+    }
+
+
+def _silent(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    quiet = [each for each in evaluated if each.example.labels.get("speech") is False]
+    without = sum(not each.texts["recogniser"] for each in quiet)
+    speech = [each for each in evaluated if each.example.labels.get("speech") is True]
+    lost = sum(not each.texts["recogniser"] for each in speech)
+    return {
+        "files": len(quiet),
+        "without_text": without,
+        "speech_files": len(speech),
+        "speech_without_text": lost,
+    }
+
+
+def _speech_activity(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """Unweighted average recall in percent, and each recall."""
+    recalls = {}
+    for label, speaks in (("speech", True), ("no_speech", False)):
+        members = [each for each in evaluated if each.example.labels.get("speech") is speaks]
+        recalls[label] = (
+            100 * float(np.mean([each.activity == label for each in members])) if members else float("nan")
+        )
+    return {"unweighted_average_recall": round(float(np.mean(list(recalls.values()))), 2), **recalls}
+
+
+def keyword_questions(evaluated: Sequence[Evaluated], seed: int) -> list[tuple[Evaluated, str, bool]]:
+    """For each transcript a word that is said and one that is not; every other absent one looks like a said one."""
+    random = np.random.default_rng(seed)
+    spoken = [each for each in evaluated if each.example.lang == "en" and each.example.text and each.hearings]
+    vocabulary = sorted({w for e in spoken for w in normalised(e.example.text or "").split() if len(w) > 2})
+    asked = []
+    for number, each in enumerate(spoken):
+        said = normalised(each.example.text or "").split()
+        present = str(random.choice([w for w in said if len(w) > 2] or said))
+        absent = [w for w in (lookalikes(present, vocabulary) if number % 2 else vocabulary) if w not in said]
+        asked.append((each, present, True))
+        if absent:
+            asked.append((each, str(absent[0] if number % 2 else random.choice(absent)), False))
+    return asked
+
+
+def _keyword_search(evaluated: Sequence[Evaluated], model: Model, seed: int) -> dict[str, Any]:
+    """Accuracy in percent, whole and by source; `recogniser` is a search for the word in its transcript."""
+    answers: Mapping[str, list[tuple[str, bool, bool]]] = {"llm": [], "recogniser": []}
+    asked = keyword_questions(evaluated, seed)
+    for each, word, truth in tqdm(asked, desc="keyword_search", disable=None):
+        task = load_task({"keyword_search": {"keywords": [word]}}, Path())
+        with torch.inference_mode():
+            found = ask([task], each.hearings, model)["keyword_search"]
+        said = any(answer["keywords"][0]["present"] for answer in found)
+        answers["llm"].append((each.example.source, said, truth))
+        in_text = word in normalised(each.texts["recogniser"]).split()
+        answers["recogniser"].append((each.example.source, in_text, truth))
+    accuracy: Callable[[list[tuple[str, bool, bool]]], float] = lambda rows: round(  # noqa: E731
+        100 * float(np.mean([said == truth for _, said, truth in rows])), 2
+    )
+    sources = sorted({source for source, _, _ in answers["llm"]})
+    return {"questions": len(asked)} | {
+        system: {"accuracy": accuracy(rows)}
+        | {source: accuracy([row for row in rows if row[0] == source]) for source in sources}
+        for system, rows in answers.items()
+    }

@@ -1,0 +1,127 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from svbatch.annotate import Annotated, annotate
+from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.tasks.task import load_task
+
+TASKS = [
+    load_task(entry, Path()) for entry in ("asr", {"keyword_search": {"keywords": ["rain", "a"]}}, "speech_activity")
+]
+VERSIONS = {task.name: f"version of {task.name}" for task in TASKS}
+UNEQUAL = ("annotated_at", "failed_at")
+
+
+def answer(recordings: list[Recording], model, tasks=TASKS) -> Annotated:
+    return annotate(recordings, tasks, {task.name: VERSIONS[task.name] for task in tasks}, model, "run")
+
+
+def rows(annotated: Annotated, table: str, name: str | None = None) -> list[dict]:
+    """The rows of one recording, or of all, without the times at which they were made."""
+    tables = {**annotated.answers, "failures": annotated.failures, "recordings": annotated.recordings}
+    listed = [{k: v for k, v in row.items() if k not in UNEQUAL} for row in tables[table].to_pylist()]
+    return [row for row in listed if name is None or row["uri"].endswith(f"/{name}")]
+
+
+def differences(left: object, right: object, place: str = "") -> list[str]:
+    """Where two values differ, numbers by more than 1e-4."""
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return [d for key in left for d in differences(left[key], right[key], f"{place}.{key}")]
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return [d for i in range(len(left)) for d in differences(left[i], right[i], f"{place}[{i}]")]
+    if isinstance(left, float) and isinstance(right, float) and math.isclose(left, right, rel_tol=0, abs_tol=1e-4):
+        return []
+    return [] if left == right else [f"{place}: {left!r} and {right!r}"]
+
+
+@pytest.fixture(scope="module")
+def recordings(corpus_dir, tmp_path_factory) -> list[Recording]:
+    """The four readable ones, and a text file named .wav."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "broken.wav").write_text("no sound at all")
+    return list(iter_recordings([str(corpus_dir), str(folder)], corpus_dir))
+
+
+@pytest.fixture(scope="module")
+def together(recordings, tiny_model) -> Annotated:
+    return answer(recordings, tiny_model)
+
+
+def test_every_row_is_the_same_alone_and_in_a_batch(recordings, together, tiny_model):
+    compared = 0
+    for recording in recordings:
+        alone = answer([recording], tiny_model)
+        for table in [*VERSIONS, "failures", "recordings"]:
+            expected = rows(together, table, recording.path.name)
+            assert differences(expected, rows(alone, table)) == []
+            compared += len(expected)
+    assert compared >= len(recordings) + 10
+
+
+def test_rows_do_not_depend_on_what_else_is_asked(recordings, together, tiny_model):
+    alone = answer(recordings, tiny_model, [task for task in TASKS if task.name == "speech_activity"])
+    assert differences(rows(together, "speech_activity"), rows(alone, "speech_activity")) == []
+
+
+def test_silence_has_a_row_of_speech_activity_and_none_of_asr(together):
+    [row] = rows(together, "speech_activity", "silent.wav")
+    assert (row["start"], row["end"]) == (0.0, 3.0)
+    assert rows(together, "asr", "silent.wav") == []
+    assert rows(together, "keyword_search", "silent.wav") == []
+    [recording] = rows(together, "recordings", "silent.wav")
+    assert (recording["status"], recording["num_segments"]) == ("empty", 0)
+
+
+def test_times_are_seconds_of_the_source_file(together):
+    """twice.wav is 2 s of sound, 4 s of silence and 2 s of sound, in stereo at 8 kHz."""
+    first, second = rows(together, "asr", "twice.wav")
+    assert first["start"] == pytest.approx(0.0, abs=0.05)
+    assert first["end"] == pytest.approx(2.2, abs=0.05)
+    assert second["start"] == pytest.approx(5.8, abs=0.05)
+    assert second["end"] == pytest.approx(8.0, abs=0.05)
+    for row in (first, second):
+        times = [time for word in row["words"] for time in (word["start"], word["end"])]
+        assert times == sorted(times)
+        assert row["start"] <= times[0] <= times[-1] <= row["end"] + 0.08
+    [recording] = rows(together, "recordings", "twice.wav")
+    assert (recording["duration"], recording["sample_rate"], recording["channels"]) == (8.0, 8000, 2)
+    assert (recording["status"], recording["num_segments"]) == ("annotated", 2)
+
+
+def test_a_broken_file_is_a_failure_and_costs_no_other_row(recordings, together, tiny_model):
+    whole = [recording for recording in recordings if recording.path.name != "broken.wav"]
+    without = answer(whole, tiny_model)
+    for table in VERSIONS:
+        assert differences(rows(without, table), rows(together, table)) == []
+    [failure] = rows(together, "failures")
+    assert (failure["stage"], failure["task"], failure["recording_id"]) == ("decode", None, None)
+    assert failure["uri"].endswith("/broken.wav")
+    assert "broken.wav" in failure["message"]
+    [recording] = rows(together, "recordings", "broken.wav")
+    assert (recording["status"], recording["num_segments"], recording["duration"]) == ("failed", 0, None)
+
+
+def test_probabilities_sum_to_one_and_the_temperature_is_the_bundles(together):
+    for row in rows(together, "speech_activity"):
+        assert sum(each["probability"] for each in row["probabilities"]) == pytest.approx(1.0)
+        assert row["calibrated"]
+    for row in rows(together, "keyword_search"):
+        assert [k["keyword"] for k in row["keywords"]] == ["rain", "a"]
+        assert not row["calibrated"]
+
+
+def test_every_recording_is_listed_with_what_it_was_answered_for(recordings, together):
+    listed = rows(together, "recordings")
+    assert [row["uri"] for row in listed] == [recording.uri for recording in recordings]
+    expected = [f"{name}@{version}" for name, version in VERSIONS.items()]
+    assert all(row["answered"] == expected and row["run_id"] == "run" for row in listed)
+    assert together.audio_seconds == pytest.approx(18.5 + 1.5 + 3.0 + 8.0)
+
+
+def test_a_recording_that_is_only_asked_about_its_windows_is_not_called_empty(recordings, tiny_model):
+    twice = [recording for recording in recordings if recording.path.name == "twice.wav"]
+    annotated = answer(twice, tiny_model, [task for task in TASKS if task.name == "speech_activity"])
+    [row] = rows(annotated, "recordings")
+    assert (row["status"], row["num_segments"]) == ("annotated", 2)

@@ -1,0 +1,90 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from svbatch.ask import ask, mode_of, read, transcribe
+from svbatch.hear import Hearing, Span, hear
+from svbatch.language.prefix import Prefix
+from svbatch.speech.readout import spoken_form
+from svbatch.speech.recogniser import Transcript
+from svbatch.tasks import prompts
+from svbatch.tasks.task import Task, load_task
+
+
+@pytest.fixture(scope="module")
+def hearings(bursts, tiny_model) -> list[Hearing]:
+    with torch.inference_mode():
+        return hear([Span(bursts(seconds, seed=7), 3.0, transcribed=True) for seconds in (1.0, 4.0)], tiny_model)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def task(entry: object) -> Task:
+    return load_task(entry, Path())
+
+
+def test_what_a_task_hears_is_what_the_llm_is_given():
+    keywords = task({"keyword_search": {"keywords": ["rain"]}})
+    assert mode_of(keywords) == "both"
+    assert mode_of(task("speech_activity")) == "audio"
+    assert mode_of(keywords.model_copy(update={"hears": ("transcript",)})) == "text"
+
+
+def test_the_prefix_holds_the_parts_of_its_mode(hearings, tiny_model):
+    lengths = {mode: read(hearings, mode, tiny_model).lengths for mode in ("audio", "text", "both")}
+    opening = len(prompts.opening_ids(tiny_model.tokenizer))
+    for i, hearing in enumerate(hearings):
+        said = len(prompts.transcript_ids(tiny_model.tokenizer, hearing.text))
+        heard = len(hearing.speech)
+        assert [int(lengths[m][i]) for m in lengths] == [opening + heard, opening + said, opening + heard + said]
+
+
+def test_all_tasks_are_answered_in_the_order_of_what_was_heard(hearings, tiny_model):
+    tasks = [task("asr"), task({"keyword_search": {"keywords": ["rain", "sun"]}}), task("speech_activity")]
+    answers = ask(tasks, hearings, tiny_model)
+    turned = ask(tasks, hearings[::-1], tiny_model)
+    assert list(answers) == ["asr", "keyword_search", "speech_activity"]
+    assert [row["text"] for row in answers["asr"]] == [hearing.transcript.text for hearing in hearings]
+    for name in ("keyword_search", "speech_activity"):
+        assert len(answers[name]) == 2
+    for row, other in zip(answers["speech_activity"], turned["speech_activity"][::-1], strict=True):
+        assert row["probability"] == pytest.approx(other["probability"], abs=1e-4)
+
+
+def test_nothing_heard_is_answered_with_no_rows(tiny_model):
+    assert ask([task("asr"), task("speech_activity")], [], tiny_model) == {"asr": [], "speech_activity": []}
+
+
+def test_a_keyword_has_a_start_only_where_it_is_present_and_stands_in_the_transcript(hearings, tiny_model):
+    heard = replace(hearings[1], transcript=Transcript("The rain, in Spain!", [], 0.0, "stop", 0.0))
+    words = ["rain", "in spain", "train"]
+    [answer] = ask([task({"keyword_search": {"keywords": words}})], [heard], tiny_model)["keyword_search"]
+    for keyword in answer["keywords"]:
+        stands = f" {keyword['keyword']}" in spoken_form(heard.text)
+        assert (keyword["start"] is not None) == bool(keyword["present"] and stands)
+        assert keyword["start"] is None or 3.0 <= keyword["start"] <= 7.0
+
+
+def test_a_draft_changes_no_word_of_the_llms_transcript(hearings, tiny_model):
+    def prefix() -> Prefix:
+        return read(hearings, "both", tiny_model)
+
+    plain = transcribe(hearings, prefix(), "Write it down.", 24, tiny_model, drafts=False)
+    drafted = transcribe(hearings, prefix(), "Write it down.", 24, tiny_model)
+    assert [(d.ids, d.finish_reason) for d in drafted] == [(d.ids, d.finish_reason) for d in plain]
+    assert [d.sum_logprob for d in drafted] == pytest.approx([d.sum_logprob for d in plain], abs=1e-3)
+
+
+def test_asr_can_be_asked_of_the_llm(hearings, tiny_model):
+    wanted = task({"asr": {"via": "llm"}}).model_copy(update={"max_tokens": 16})
+    for row in ask([wanted], hearings, tiny_model)["asr"]:
+        assert row["via"] == "llm"
+        assert row["num_tokens"] <= 16
+        assert row["avg_logprob"] <= 0
+        assert [word["word"] for word in row["words"]] == row["text"].split()

@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from svbatch.errors import TrainingError
+from svbatch.training.data import Example, augmented, held_out, iter_waveforms, read_manifest, read_waveform
+
+
+def write(folder: Path, *lines: object) -> Path:
+    path = folder / "train.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_a_manifest_is_read_with_paths_beside_it_and_other_keys_as_labels(tmp_path):
+    row = {"audio": "a/b.wav", "text": "Hi", "speaker": "s1", "lang": "en", "speech": False, "emotion": None}
+    full, least = read_manifest(write(tmp_path, row, "", {"audio": "c.wav"}))
+    assert full == Example(tmp_path / "a/b.wav", "Hi", "s1", "", "", "en", {"speech": False})
+    assert least == Example(tmp_path / "c.wav")
+
+
+@pytest.mark.parametrize("line", ["{not json", '{"text": "no audio"}', '["audio"]', '"audio"'])
+def test_a_bad_line_is_named_by_file_and_number(tmp_path, line):
+    with pytest.raises(TrainingError, match=r"train\.jsonl, line 3: wants a JSON object with `audio`, found"):
+        read_manifest(write(tmp_path, {"audio": "a.wav"}, "", line))
+
+
+def test_a_manifest_that_is_missing_names_the_option(tmp_path):
+    with pytest.raises(TrainingError, match=r"train\.jsonl: No such file or directory; .*--data"):
+        read_manifest(tmp_path / "train.jsonl")
+
+
+def test_a_speaker_is_held_out_whole_or_not_at_all():
+    examples = [Example(Path(f"{i}.wav"), speaker=f"s{i % 7}") for i in range(70)]
+    aside = held_out(examples, every=3)
+    speakers = {examples[i].speaker for i in aside}
+    assert speakers == {"s2", "s5"}
+    assert aside == {i for i, example in enumerate(examples) if example.speaker in speakers}
+
+
+def test_examples_without_a_speaker_are_held_out_one_by_one():
+    examples = [Example(Path(f"{i}.wav")) for i in range(9)]
+    assert held_out(examples, every=4) == {3, 7}
+
+
+def test_waveforms_are_mono_at_16_khz_and_those_that_fit_no_window_are_left_out(tmp_path):
+    sounds = {"stereo.wav": np.full((8_000, 2), 0.5), "long.wav": np.zeros(8_000 * 30), "empty.wav": np.zeros(0)}
+    for name, samples in sounds.items():
+        soundfile.write(tmp_path / name, samples, 8_000)
+    read = dict(iter_waveforms([Example(tmp_path / name) for name in sounds]))
+    assert list(read) == [0]
+    assert read[0].shape == (16_000,)
+    assert read[0].dtype == np.float32
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(TrainingError, match=r"text\.wav: cannot be read .*; take it out of the manifest"):
+        read_waveform(tmp_path / "text.wav")
+
+
+def test_a_changed_example_stays_within_full_scale_and_near_its_length():
+    waveform = np.sin(np.arange(16_000) / 10).astype(np.float32)
+    for seed in range(10):
+        changed = augmented(waveform, [], np.random.default_rng(seed))
+        assert 0.87 < len(waveform) / len(changed) < 1.13
+        assert 0.05 < np.abs(changed).max() <= 0.951

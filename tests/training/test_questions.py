@@ -1,0 +1,91 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from svbatch.training.checkpoints import Schedule
+from svbatch.training.data import Example
+from svbatch.training.frames import Clip
+from svbatch.training.questions import Question, Questioner, lookalikes
+from svbatch.training.recipe import LanguageStage
+
+TEXTS = [
+    "The train leaves the station in the rain.",
+    "Please bring me a plain brown envelope",
+    "Don't refund the invoice before Monday!",
+    "A doctor and a lawyer walk into a bar",
+    "I would like to train for the race",
+]
+
+
+def stage(**changes: object) -> LanguageStage:
+    settings = {
+        "tokens_per_batch": 600,
+        "ctc_weight": 0.3,
+        "tasks": {"keyword_search": 1.0},
+        "modes": {"audio": 0.5, "both": 0.5},
+        "schedule": Schedule(steps=1, learning_rate={}),
+    }
+    return LanguageStage.model_validate(settings | changes)
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    spoken = [Example(Path(f"{i}.wav"), text=text, lang="en", labels={"speech": True}) for i, text in enumerate(TEXTS)]
+    return [*spoken, *(Example(Path(f"noise{i}.wav"), labels={"speech": False}) for i in range(5))]
+
+
+@pytest.fixture(scope="module")
+def clips(examples) -> list[Clip]:
+    return [Clip(i, Path("shard.npy"), 0, 100 + 10 * i) for i in range(len(examples))]
+
+
+def questioner(examples: list[Example], clips: list[Clip], **changes: object) -> Questioner:
+    return Questioner(examples, clips, {i: text.upper() for i, text in enumerate(TEXTS)}, stage(**changes))
+
+
+def drawn(asker: Questioner, steps: int) -> list[Question]:
+    return [question for step in range(steps) for question in asker.draw(step, seed=0)]
+
+
+def test_keyword_answers_are_true_and_each_about_half(examples, clips):
+    questions = drawn(questioner(examples, clips), 40)
+    for question in questions:
+        [keyword] = re.findall(r'"([^"]+)"', question.instruction)
+        assert question.answer == ("yes" if keyword in question.said.split() else "no")
+    share = sum(question.answer == "yes" for question in questions) / len(questions)
+    assert len(questions) > 200
+    assert 0.4 < share < 0.65
+
+
+def test_speech_activity_answers_are_true_and_both_are_asked(examples, clips):
+    questions = drawn(questioner(examples, clips, tasks={"speech_activity": 1.0}), 20)
+    for question in questions:
+        expected = "speech" if examples[question.clip.example].labels["speech"] else "no_speech"
+        assert (question.answer, question.mode, question.transcript) == (expected, "audio", None)
+    assert {question.answer for question in questions} == {"speech", "no_speech"}
+
+
+def test_transcripts_to_write_are_in_spoken_form(examples, clips):
+    for question in drawn(questioner(examples, clips, tasks={"asr": 1.0}), 5):
+        assert question.answer == question.said.strip()
+        assert question.answer == question.answer.lower()
+
+
+def test_what_is_read_is_the_recognisers_transcript_and_nothing_in_mode_audio(examples, clips):
+    for question in drawn(questioner(examples, clips), 5):
+        expected = None if question.mode == "audio" else TEXTS[question.clip.example].upper()
+        assert question.transcript == expected
+
+
+def test_a_steps_questions_follow_from_step_and_seed_alone(examples, clips):
+    asker = questioner(examples, clips)
+    assert asker.draw(7, seed=1) == questioner(examples, clips).draw(7, seed=1)
+    assert asker.draw(7, seed=1) != asker.draw(8, seed=1)
+    assert asker.draw(7, seed=1) != asker.draw(7, seed=2)
+
+
+def test_lookalikes_share_letters_and_never_are_the_word_itself():
+    vocabulary = ["train", "rain", "trains", "brain", "envelope", "trail"]
+    assert set(lookalikes("train", vocabulary)) == {"rain", "trains", "brain", "trail"}
+    assert lookalikes("zzz", vocabulary) == []
