@@ -22,6 +22,7 @@ from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
 from svbatch.hear import Hearing, Span, hear
 from svbatch.model import Model
+from svbatch.plan import contract_of
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.task import Task
 
@@ -149,14 +150,10 @@ def _tables(
 ) -> Annotated:
     return Annotated(
         answers={
-            task.name: table_of(
-                task.definition, sorted(rows[task.name], key=lambda row: (row["uri"], row["start"]))
-            )
+            task.name: table_of(contract_of(task), sorted(rows[task.name], key=lambda row: (row["uri"], row["start"])))
             for task in tasks
         },
-        failures=table_of(
-            "failures", [_failure(item, item.failure, run_id) for item in items if item.failure]
-        ),
+        failures=table_of("failures", [_failure(item, item.failure, run_id) for item in items if item.failure]),
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
     )

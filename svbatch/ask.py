@@ -31,9 +31,7 @@ def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dic
         if asked:
             prefix = read(hearings, mode, model)
             answers |= closed_answers([task for task in asked if task.is_closed], prefix, model)
-            answers |= {
-                t.name: _llm_transcripts(t, hearings, prefix, model) for t in asked if not t.is_closed
-            }
+            answers |= {t.name: _llm_transcripts(t, hearings, prefix, model) for t in asked if not t.is_closed}
     for task in tasks:
         if _by_recogniser(task, model):
             answers[task.name] = [_recogniser_transcript(hearing, model) for hearing in hearings]
@@ -144,12 +142,9 @@ def _llm_transcripts(task: Task, hearings: Sequence[Hearing], prefix: Prefix, mo
                 "text": text,
                 "words": _words(timed_words(text, hearing, model)),
                 "num_tokens": len(answer.ids),
-                "avg_logprob": answer.sum_logprob
-                / max(1, len(answer.ids) + (answer.finish_reason == "stop")),
+                "avg_logprob": answer.sum_logprob / max(1, len(answer.ids) + (answer.finish_reason == "stop")),
                 "finish_reason": answer.finish_reason,
-                "no_speech_probability": hearing.transcript.no_speech_probability
-                if hearing.transcript
-                else None,
+                "no_speech_probability": hearing.transcript.no_speech_probability if hearing.transcript else None,
                 "via": "llm",
             }
         )
@@ -185,8 +180,7 @@ def _with_starts(answer: Answer, hearing: Hearing, model: Model) -> Answer:
     words = timed_words(hearing.text, hearing, model)
     spoken = [spoken_form(word.word).strip() for word in words]
     keywords = [
-        k | {"start": _start(k["keyword"], spoken, words) if k["present"] else None}
-        for k in answer["keywords"]
+        k | {"start": _start(k["keyword"], spoken, words) if k["present"] else None} for k in answer["keywords"]
     ]
     return answer | {"keywords": keywords}
 

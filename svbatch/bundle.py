@@ -33,9 +33,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Address = Annotated[
     str,
-    Field(
-        pattern=r"^(pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+/.+|hf:[^/]+/[^/]+/.+|https?://.+|file:/.+)$"
-    ),
+    Field(pattern=r"^(pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+/.+|hf:[^/]+/[^/]+/.+|https?://.+|file:/.+)$"),
 ]
 
 
@@ -121,9 +119,7 @@ class Manifest(_Part):
             "adapter": [self.adapter.weights] if self.adapter else [],
         }
         known = self.files.keys() | self.fetched.keys()
-        unlisted = [
-            f"{name} ({part})" for part, names in parts.items() for name in names if name not in known
-        ]
+        unlisted = [f"{name} ({part})" for part, names in parts.items() for name in names if name not in known]
         if unlisted:
             raise ValueError(f"neither `files` nor `fetched` lists {', '.join(unlisted)}")
         if twice := sorted(self.files.keys() & self.fetched.keys()):

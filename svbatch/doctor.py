@@ -19,7 +19,7 @@ from svbatch.bundle import Bundle, read_bundle, shipped_bundles
 from svbatch.cache import cache_dir
 from svbatch.errors import BundleError, SvbatchError
 from svbatch.model import choose_precision, has_native_bfloat16
-from svbatch.onnx import OnnxSession, cuda_problem, first_line, num_threads
+from svbatch.onnx import Device, OnnxSession, cuda_problem, first_line, num_threads
 
 PACKAGES = ("svbatch", "torch", "onnxruntime-gpu", "transformers", "peft", "deltalake", "polars")
 
@@ -36,7 +36,7 @@ class Finding:
 def diagnose(cache: Path | None) -> list[Finding]:
     """Versions, providers, precision, cache and bundles; `cache` is what --cache said, None if nothing."""
     onnx_cuda, torch_cuda = _onnx_on_cuda(), _torch_on_cuda()
-    device = "cuda" if onnx_cuda.works and torch_cuda.works else "cpu"
+    device: Device = "cuda" if onnx_cuda.works and torch_cuda.works else "cpu"
     chosen = f"a job with `device: auto` and `precision: auto` runs on {device} in "
     return [
         *_versions(),

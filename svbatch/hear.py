@@ -65,9 +65,7 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
     wanted = [i for i, span in enumerate(spans) if span.transcribed and model.recogniser is not None]
     transcripts: dict[int, Transcript] = {}
     if wanted and model.recogniser is not None:
-        transcripts = dict(
-            zip(wanted, model.recogniser.transcribe(torch.from_numpy(frames[wanted])), strict=True)
-        )
+        transcripts = dict(zip(wanted, model.recogniser.transcribe(torch.from_numpy(frames[wanted])), strict=True))
     lengths = [num_frames(len(span.waveform)) for span in spans]
     longest = max(lengths)
     sound = np.zeros_like(frames[:, :longest])

@@ -121,7 +121,5 @@ def has_native_bfloat16() -> bool:
 
 def _whisper_weights(bundle: Bundle) -> Path:
     if bundle.manifest.recogniser is None:
-        raise BundleError(
-            f"bundle {bundle.ref}: its encoder's weights come with a recogniser, and it names none"
-        )
+        raise BundleError(f"bundle {bundle.ref}: its encoder's weights come with a recogniser, and it names none")
     return bundle.path(bundle.manifest.recogniser.weights)

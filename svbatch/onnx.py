@@ -33,20 +33,14 @@ class OnnxSession:
         options.intra_op_num_threads = num_threads()
         options.log_severity_level = 3
         if weights_dir is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(weights_dir)
-            )
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_dir))
         if device == "cuda":
             onnxruntime.preload_dlls()
         provider = PROVIDERS[device]
         try:
-            self._session = onnxruntime.InferenceSession(
-                graph.read_bytes(), sess_options=options, providers=[provider]
-            )
+            self._session = onnxruntime.InferenceSession(graph.read_bytes(), sess_options=options, providers=[provider])
         except OSError as error:
-            raise BundleError(
-                f"{graph}: cannot be read ({error.strerror}); fetch the bundle again"
-            ) from error
+            raise BundleError(f"{graph}: cannot be read ({error.strerror}); fetch the bundle again") from error
         except Exception as error:  # onnxruntime's own exception classes share no public base
             if device == "cuda":
                 raise DeviceError(_no_cuda(first_line(error))) from error
@@ -80,9 +74,7 @@ def cuda_problem() -> str | None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=[PROVIDERS["cuda"]]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cuda"]])
     except Exception as error:  # onnxruntime's own exception classes share no public base
         return first_line(error)
     offered = session.get_providers()

@@ -52,9 +52,7 @@ def _answer(task: Task, row: dict[str, Any]) -> str:
         return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
     if task.answer == "label":
         return f"{row['label'] or row['reason']} ({row['probability']:.2f})"
-    said = [
-        f"{k['keyword']} ({_when(k['start'])}{k['probability']:.2f})" for k in row["keywords"] if k["present"]
-    ]
+    said = [f"{k['keyword']} ({_when(k['start'])}{k['probability']:.2f})" for k in row["keywords"] if k["present"]]
     return ", ".join(said) if said else "none"
 
 

@@ -17,12 +17,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from svbatch.bundle import Bundle, find_bundle
-from svbatch.errors import JobError
 from svbatch.job import Job
-from svbatch.plan import ANSWER_SETTINGS, Batch, make_plan
+from svbatch.plan import ANSWER_SETTINGS, Batch, contract_of, make_plan
 from svbatch.tables.schemas import arrow_schema, table_of
 from svbatch.tables.store import Store
-from svbatch.tasks.task import Task, task_version
+from svbatch.tasks.task import task_version
 
 if TYPE_CHECKING:
     from svbatch.model import Model
@@ -61,11 +60,11 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
     Raises the errors of job, corpus, bundle and output before any model loads; a recording's own failure becomes a row.
     """
     bundle = find_bundle(job.bundle, cache=cache)
-    refuse_unsupported(job.tasks, job.path)
+    schemas = {task.name: arrow_schema(contract_of(task)) for task in job.tasks}
     versions = {task.name: task_version(task, bundle.id, ANSWER_SETTINGS) for task in job.tasks}
     store = Store(job.output)
     with store.lock():
-        store.prepare({task.name: arrow_schema(task.definition) for task in job.tasks})
+        store.prepare(schemas)
         store.tidy()
         started_at = datetime.now(UTC)
         run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -86,15 +85,6 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
         store.append_run(_run_row(job, bundle, outcome, started_at, device, precision))
         store.tidy()
     return outcome
-
-
-def refuse_unsupported(tasks: tuple[Task, ...], path: Path) -> None:
-    """Raises JobError for a task whose table svbatch cannot write yet: a user's own."""
-    own = [task.name for task in tasks if not task.is_library]
-    if own:
-        raise JobError(
-            f"{path}: {', '.join(own)}: tasks of your own cannot be run yet; ask one of the library's"
-        )
 
 
 def _load(bundle: Bundle, job: Job) -> "tuple[Model, str, str]":
@@ -132,9 +122,7 @@ class Progress:
     """A bar on a terminal, a JSON line now and then elsewhere, nothing if quiet."""
 
     def __init__(self, num_recordings: int, *, quiet: bool) -> None:
-        self._bar = tqdm(
-            total=num_recordings, unit="recording", desc="annotate", disable=True if quiet else None
-        )
+        self._bar = tqdm(total=num_recordings, unit="recording", desc="annotate", disable=True if quiet else None)
         self._total = num_recordings
         self._done = 0
         self._lines = self._bar.disable and not quiet

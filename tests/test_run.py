@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from svbatch.bundle import Bundle
-from svbatch.errors import BundleError, BusyError, JobError
+from svbatch.errors import BundleError, BusyError, TaskError
 from svbatch.job import Job, load_job
 from svbatch.report import report
 from svbatch.run import Outcome, run
 from svbatch.tables.store import Store
+from svbatch.tasks.task import LIBRARY_DIR
 
 TABLES = ("asr", "keyword_search", "speech_activity", "recordings", "failures", "runs")
 
@@ -132,8 +133,24 @@ def test_a_bundle_that_is_not_trained_is_refused(folder, tiny_base, tmp_path):
         run(job, cache=tiny_base.cache, quiet=True)
 
 
-def test_a_users_own_task_is_refused_by_name(folder, tiny_bundle, tmp_path):
-    job = job_in(folder, tiny_bundle)
-    own = job.tasks[2].model_copy(update={"name": "mood", "path": tmp_path / "mood.yaml"})
-    with pytest.raises(JobError, match=r"mood: tasks of your own cannot be run yet"):
-        run(job.model_copy(update={"tasks": (own,)}), cache=tiny_bundle.cache, quiet=True)
+def test_a_users_own_labels_are_asked_and_have_a_table_of_their_own(corpus_dir, tiny_bundle, tmp_path):
+    own = (LIBRARY_DIR / "speech_activity.yaml").read_text().replace("name: speech_activity", "name: presence")
+    (tmp_path / "presence.yaml").write_text(own)
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"corpus: {corpus_dir}/silent.wav\ntasks: [./presence.yaml]\noutput: out/\nbundle: {tiny_bundle.folder}\n"
+    )
+    assert run(load_job(path), cache=tiny_bundle.cache, quiet=True).exit_code == 0
+    [row] = Store(tmp_path / "out").read("presence").to_pylist()
+    assert row["label"] in ("speech", "no_speech")
+    assert not row["calibrated"]  # the bundle's temperature was fitted for the library's task
+
+
+def test_a_users_own_open_task_is_refused_before_the_output_is_made(corpus_dir, tiny_bundle, tmp_path):
+    own = (LIBRARY_DIR / "asr.yaml").read_text().replace("name: asr", "name: notes")
+    (tmp_path / "notes.yaml").write_text(own)
+    path = tmp_path / "job.yaml"
+    path.write_text(f"corpus: {corpus_dir}\ntasks: [./notes.yaml]\noutput: out/\nbundle: {tiny_bundle.folder}\n")
+    with pytest.raises(TaskError, match=r"notes\.yaml: .* this one with `text` about each segment"):
+        run(load_job(path), cache=tiny_bundle.cache, quiet=True)
+    assert not (tmp_path / "out").exists()

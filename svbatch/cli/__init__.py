@@ -75,7 +75,5 @@ def entry() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "svbatch: interrupted; what was committed is kept, and the next run goes on from there", err=True
-        )
+        click.echo("svbatch: interrupted; what was committed is kept, and the next run goes on from there", err=True)
         sys.exit(130)

@@ -1,10 +1,11 @@
-"""svbatch bundle, export, train, doctor: make, measure, export and inspect models."""
+"""svbatch bundle, export, train, evaluate, doctor: make, measure, export and inspect models."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -156,6 +157,32 @@ def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
     parts = train_parts(loaded, base, data, output)
     made = publish(parts, loaded, base, output / "bundle", calibration={}, card=card)
     click.echo(f"bundle {made.id} in {made.folder}; `svbatch evaluate` measures it")
+
+
+@click.command()
+@click.argument("name", default="mini")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A manifest of recordings with known answers."
+)
+@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), show_default=True)
+@cache_option
+def evaluate(name: str, data: Path, precision: Literal["auto", "float32", "bfloat16"], cache: Path | None) -> None:
+    """Measure the bundle NAME (or a folder; default: mini) on recordings with known answers; figures as JSON.
+
+    \b
+    Example:  svbatch evaluate mini --data speech/dev.jsonl
+    """
+    from svbatch.bundle import find_bundle
+    from svbatch.fetch import fetch
+    from svbatch.model import choose_precision, load_model
+    from svbatch.training.data import read_manifest
+    from svbatch.training.evaluate import evaluate as measure
+
+    found = find_bundle(name, cache=cache)
+    examples = read_manifest(data)
+    fetch(found)
+    model = load_model(found, "cpu", choose_precision(precision, "cpu"))
+    click.echo(json.dumps(measure(examples, model, seed=0), indent=2))
 
 
 @click.command()

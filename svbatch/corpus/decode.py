@@ -27,9 +27,7 @@ MAX_DURATION_S = 24 * 60 * 60
 # What libsndfile reads and this module can tell to be whole.
 FORMATS = ("AIFF", "FLAC", "MP3", "OGG", "RF64", "WAV", "WAVEX")
 
-Code = Literal[
-    "unreadable", "changed", "empty", "no_audio", "unsupported", "truncated", "too_long", "bad_samples"
-]
+Code = Literal["unreadable", "changed", "empty", "no_audio", "unsupported", "truncated", "too_long", "bad_samples"]
 
 _BLOCK_VALUES = 2**22  # frames times channels read at once: 16 MiB
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX: the header does not say
@@ -76,9 +74,7 @@ def decode(recording: Recording) -> Audio:
         if source.frames == 0:
             raise _failure(recording, "empty", "has a header and no samples; copy it again, or remove it")
         if source.frames == _UNKNOWN_FRAMES:
-            raise _failure(
-                recording, "unsupported", "does not tell its length; write it to a file, not to a pipe"
-            )
+            raise _failure(recording, "unsupported", "does not tell its length; write it to a file, not to a pipe")
         if source.frames > MAX_DURATION_S * source.samplerate:
             raise _failure(recording, "too_long", f"is longer than {MAX_DURATION_S // 3600} hours; split it")
         num_frames = 0

@@ -150,7 +150,6 @@ def expand_gguf(gguf: Path, target_dir: Path, dtype: torch.dtype) -> None:
         if model.config.tie_word_embeddings:
             del weights["lm_head.weight"]
         save_file(weights, partial_dir / "model.safetensors", metadata={"format": "pt"})
-        del model.config.quantization_config
         model.config.save_pretrained(partial_dir)
         tokenizer.save_pretrained(partial_dir)
         _rename_unless_there(partial_dir, target_dir)

@@ -21,9 +21,7 @@ class Word:
     end: float
 
 
-def word_times(
-    words: Sequence[str], classes: Sequence[Sequence[int]], log_probs: NDArray[np.float32]
-) -> list[Word]:
+def word_times(words: Sequence[str], classes: Sequence[Sequence[int]], log_probs: NDArray[np.float32]) -> list[Word]:
     """Times of `words`, whose read-out classes are `classes` (none for a word that the read-out cannot write).
 
     `log_probs` (T, 1 + V) are those of the segment's real embeddings. A word without classes takes the gap between

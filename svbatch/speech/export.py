@@ -7,14 +7,18 @@ machine without an exporter.
 """
 
 import json
+import logging
 import struct
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from onnx.external_data_helper import set_external_data
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from svbatch.errors import BundleError
@@ -35,17 +39,14 @@ def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normali
     try:
         folder.mkdir(parents=True, exist_ok=True)
         export_encoder(encoder, graph, half=half, normalise=normalise)
-        state = {f"encoder.{name}": weight for name, weight in encoder.state_dict().items()}
-        assemble_weights(graph, state, folder / EXTERNAL_DATA)
+        assemble_weights(graph, _state(encoder), folder / EXTERNAL_DATA)
     except OSError as error:
         why = error.strerror or error
         raise BundleError(f"{folder}: cannot be written: {why}; choose another --output") from error
     return graph
 
 
-def export_encoder(
-    encoder: PreTrainedModel, target: Path, *, half: bool = False, normalise: bool = False
-) -> None:
+def export_encoder(encoder: PreTrainedModel, target: Path, *, half: bool = False, normalise: bool = False) -> None:
     """Write `encoder` as the ONNX graph `target`, whose weights stay outside under `EXTERNAL_DATA`.
 
     `encoder`, `half` and `normalise` are those of `waveform_encoder`. `target` takes waveform (B, S) float32
@@ -55,21 +56,15 @@ def export_encoder(
     module = waveform_encoder(encoder, half=half, normalise=normalise)
     seconds = torch.tensor([32_000, 24_000])
     batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", max=WINDOW_SAMPLES)
-    program = torch.onnx.export(
-        module,
-        (torch.randn(2, 32_000), seconds),
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-        input_names=["waveform", "lengths"],
-        output_names=["frames"],
-        dynamic_shapes={"waveform": {0: batch, 1: samples}, "lengths": {0: batch}},
-    )
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    model = _without_traces(program.model_proto)
-    _move_weights_outside(model, dict(encoder.named_parameters(prefix="encoder")))
+    shapes = {"waveform": {0: batch, 1: samples}, "lengths": {0: batch}}
+    model = _graph(module, (torch.randn(2, 32_000), seconds), shapes, ["frames"])
+    _move_weights_outside(model, _state(encoder))
     target.write_bytes(model.SerializeToString())
+
+
+def _state(encoder: PreTrainedModel) -> dict[str, Tensor]:
+    """The encoder's weights, named as in its graph."""
+    return {f"encoder.{name}": weight for name, weight in encoder.state_dict().items()}
 
 
 def _move_weights_outside(model: onnx.ModelProto, weights: Mapping[str, Tensor]) -> None:
@@ -102,9 +97,7 @@ def assemble_weights(graph: Path, weights: Mapping[str, Tensor], target: Path) -
                 )
             where = {entry.key: entry.value for entry in tensor.external_data}
             file.seek(int(where["offset"]))
-            file.write(
-                source.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes()
-            )
+            file.write(source.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes())
 
 
 def export_projector(projector: Projector, target: Path, weights_name: str) -> None:
@@ -115,20 +108,10 @@ def export_projector(projector: Projector, target: Path, weights_name: str) -> N
     (B, ceil(T / 4)), both float32.
     """
     batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", max=100_000)
-    width = projector.convs[0].in_channels
-    program = torch.onnx.export(
-        projector.eval(),
-        (torch.randn(2, 300, int(width)), torch.tensor([300, 200])),
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-        input_names=["frames", "lengths"],
-        output_names=["embeddings", "blank"],
-        dynamic_shapes={"frames": {0: batch, 1: frames}, "lengths": {0: batch}},
-    )
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    model = _without_traces(program.model_proto)
+    first: Any = projector.convs[0]
+    shapes = {"frames": {0: batch, 1: frames}, "lengths": {0: batch}}
+    inputs = (torch.randn(2, 300, first.in_channels), torch.tensor([300, 200]))
+    model = _graph(projector.eval(), inputs, shapes, ["embeddings", "blank"])
     _read_half_from(model, target.parent / weights_name)
     target.write_bytes(model.SerializeToString())
 
@@ -152,6 +135,40 @@ def _read_half_from(model: onnx.ModelProto, weights: Path) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _graph(
+    module: nn.Module, inputs: tuple[Tensor, ...], shapes: dict[str, dict[int, Any]], outputs: list[str]
+) -> onnx.ModelProto:
+    """The graph of `module`, weights inside; `shapes` names the inputs and their free dimensions."""
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            input_names=list(shapes),
+            output_names=outputs,
+            dynamic_shapes=shapes,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    return _without_traces(program.model_proto)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """torch's exporter warns of its own insides and of packages that we do not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """Published speech encoders in transformers' format, from a local folder or by transformers' own download."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -15,7 +16,7 @@ from transformers import (
 from svbatch.errors import BundleError
 
 HUB = "hf://"
-CLASSES = {"whisper": WhisperModel, "wavlm": WavLMModel, "hubert": HubertModel}
+CLASSES: dict[str, Any] = {"whisper": WhisperModel, "wavlm": WavLMModel, "hubert": HubertModel}
 TRAINING_ONLY = {"masked_spec_embed"}  # stands for what training hides; no published CTC model needs it
 
 
@@ -28,15 +29,15 @@ def load_encoder_to_export(source: str) -> tuple[PreTrainedModel, bool]:
     name = source.removeprefix(HUB)
     if name == source and not Path(name, "config.json").is_file():
         raise BundleError(
-            f"{source}: no folder with a config.json; give a model's folder in transformers' format, or "
-            f"{HUB}OWNER/NAME"
+            f"{source}: no folder with a config.json; give a model's folder in transformers' format, or {HUB}OWNER/NAME"
         )
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind not in CLASSES:
             raise BundleError(f"{source}: a model of type {kind}; export takes {', '.join(CLASSES)}")
         model, report = CLASSES[kind].from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        normalise = kind != "whisper" and AutoFeatureExtractor.from_pretrained(name).do_normalize
+        extractor: Any = AutoFeatureExtractor
+        normalise = kind != "whisper" and extractor.from_pretrained(name).do_normalize
     except (OSError, ValueError) as error:  # what transformers raises for a file it lacks or cannot read
         raise BundleError(f"{source}: transformers cannot load it: {' '.join(str(error).split())}") from error
     encoder: PreTrainedModel = model.encoder if kind == "whisper" else model

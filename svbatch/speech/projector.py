@@ -29,10 +29,7 @@ class Projector(nn.Module):
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
         widths = [config.encoder_width, config.width, config.width]
-        self.convs = nn.ModuleList(
-            nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1)
-            for a, b in pairwise(widths)
-        )
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in self.convs)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(

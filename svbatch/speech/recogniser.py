@@ -75,6 +75,8 @@ class Recogniser:
         self._prompt, self._end_id, self._no_speech_id = special_ids[:2], special_ids[2], special_ids[3]
         self._decoder = decoder
         torch.nn.Module.to(decoder, dtype)  # transformers' own `to` has no type
+        # The fused kernel is no faster for a query of one position; in bfloat16 on a CPU it is ten times slower.
+        decoder.set_attn_implementation("eager")
         self._max_tokens = decoder.config.max_target_positions // 2  # as openai/whisper: 224 of 448
         never = [
             *non_speech_ids(self._tokenizer),

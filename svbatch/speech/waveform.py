@@ -34,11 +34,12 @@ def waveform_encoder(encoder: PreTrainedModel, *, half: bool, normalise: bool) -
     mean 0 and variance 1 first, as WavLM and HuBERT want it where their feature extractor says so; Whisper
     scales its log-mel. Raises BundleError for another kind of model.
     """
-    encoder.eval().requires_grad_(False)
+    model: Any = encoder  # transformers types its modules in part
+    model.eval().requires_grad_(False)
     if isinstance(encoder, WhisperEncoder):
-        return WhisperWaveformEncoder(encoder.half() if half else encoder).eval()
+        return WhisperWaveformEncoder(model.half() if half else model).eval()
     if isinstance(encoder, WavLMModel | HubertModel):
-        return ConvolutionalWaveformEncoder(encoder, half=half, normalise=normalise).eval()
+        return ConvolutionalWaveformEncoder(model, half=half, normalise=normalise).eval()
     kind = type(encoder).__name__
     raise BundleError(f"{kind} is no encoder of Whisper, WavLM or HuBERT; export one of these")
 
@@ -50,10 +51,14 @@ class WhisperWaveformEncoder(nn.Module):
     reflection at the very end of the window, which is silence here.
     """
 
+    encoder: Any  # a WhisperEncoder
+    fourier: Tensor
+    mel: Tensor
+
     def __init__(self, encoder: WhisperEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)
+        extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)  # type: ignore[no-untyped-call]
         angles = 2 * np.pi * np.outer(np.arange(FFT_SAMPLES // 2 + 1), np.arange(FFT_SAMPLES)) / FFT_SAMPLES
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)
         basis = np.concatenate([np.cos(angles), -np.sin(angles)]) * hann
@@ -97,7 +102,10 @@ class ConvolutionalWaveformEncoder(nn.Module):
     model itself gives it alone, since one frame sees 400 samples; zeros follow.
     """
 
-    def __init__(self, model: WavLMModel | HubertModel, *, half: bool, normalise: bool) -> None:
+    encoder: Any  # a WavLMModel or HubertModel
+    buckets: Tensor
+
+    def __init__(self, model: Any, *, half: bool, normalise: bool) -> None:
         super().__init__()
         _require_fifty_frames_a_second(model)
         convolution = model.encoder.pos_conv_embed.conv
@@ -110,7 +118,7 @@ class ConvolutionalWaveformEncoder(nn.Module):
         self.normalise = normalise
         if isinstance(model, WavLMModel):
             distances = torch.arange(1 - MAX_FRAMES, MAX_FRAMES)
-            buckets = model.encoder.layers[0].attention._relative_positions_bucket(distances)
+            buckets = self.encoder.encoder.layers[0].attention._relative_positions_bucket(distances)
             self.register_buffer("buckets", buckets)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
@@ -167,7 +175,7 @@ class ConvolutionalWaveformEncoder(nn.Module):
         return hidden
 
 
-def _require_fifty_frames_a_second(model: WavLMModel | HubertModel) -> None:
+def _require_fifty_frames_a_second(model: Any) -> None:
     kind, strides = type(model).__name__, list(model.config.conv_stride)
     if int(np.prod(strides)) != FRAME_SAMPLES:
         raise BundleError(
@@ -207,7 +215,7 @@ def _standardised(values: Tensor, mask: Tensor, counts: Tensor, floor: float) ->
     return centred / torch.sqrt(variance + floor)
 
 
-def _positions(embed: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+def _positions(embed: Any, hidden: Tensor, mask: Tensor) -> Tensor:
     """The positional convolution over (B, T, D) that is zero where `mask` is False."""
     columns = hidden.transpose(1, 2)
     batch_norm = getattr(embed, "batch_norm", None)
@@ -225,9 +233,9 @@ def _wavlm_attention(attention: Any, hidden: Tensor, bias: Tensor, attend: Tenso
     """
 
     def heads(values: Tensor) -> Tensor:
-        return values.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        return torch.unflatten(values, 2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
-    gates = attention.gru_rel_pos_linear(heads(hidden)).unflatten(3, (2, 4)).sum(-1).sigmoid()
+    gates = torch.unflatten(attention.gru_rel_pos_linear(heads(hidden)), 3, (2, 4)).sum(-1).sigmoid()
     gate_a, gate_b = gates.chunk(2, dim=-1)
     gate = gate_a * (gate_b * attention.gru_rel_pos_const - 1.0) + 2.0
     queries, keys = heads(attention.q_proj(hidden)) * attention.scaling, heads(attention.k_proj(hidden))

@@ -1,13 +1,13 @@
 """What a task's YAML file may say. The file is data: words, labels and choices, no code.
 
-    name: complaint                  its table, unless the job gives another
-    version: 1                       raise it to have everything answered anew
-    description: Whether the caller complains.
-    answer: yes_no
-    instructions:                    the first is the default; training uses all
-      - Does the caller complain? Answer yes or no.
-    held_out:                        never trained on; they measure how much the wording matters
-      - Is this a complaint? Answer yes or no.
+name: complaint                  its table, unless the job gives another
+version: 1                       raise it to have everything answered anew
+description: Whether the caller complains.
+answer: yes_no
+instructions:                    the first is the default; training uses all
+  - Does the caller complain? Answer yes or no.
+held_out:                        never trained on; they measure how much the wording matters
+  - Is this a complaint? Answer yes or no.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """A task as a job asks it: a definition with its parameters' values. A job names it in one of three ways:
 
-    asr                                                   the library's, as it is
-    keyword_search: {keywords: [lawyer], name: legal}     with parameters, and a table's name
-    ./tasks/complaint.yaml                                the user's own; parameters go with it as above
+asr                                                   the library's, as it is
+keyword_search: {keywords: [lawyer], name: legal}     with parameters, and a table's name
+./tasks/complaint.yaml                                the user's own; parameters go with it as above
 """
 
 import hashlib

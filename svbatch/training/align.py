@@ -54,9 +54,7 @@ def stretched(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """A batch of frames spoken faster or slower by one factor of 0.87 to 1.15, by linear interpolation in time."""
     factor = 0.87 + 0.28 * float(torch.rand(()))
     size = max(1, round(frames.shape[1] * factor))
-    changed = torch.nn.functional.interpolate(frames.transpose(1, 2), size=size, mode="linear").transpose(
-        1, 2
-    )
+    changed = torch.nn.functional.interpolate(frames.transpose(1, 2), size=size, mode="linear").transpose(1, 2)
     return changed, (lengths * factor).round().long().clamp(1, size)
 
 

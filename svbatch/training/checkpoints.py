@@ -56,12 +56,8 @@ def optimise(
     `folder` receives NAME.pt (the last checkpoint) and a line per 10 steps in metrics.jsonl. Goes on from NAME.pt if
     there is one. Raises TrainingError at a loss or gradient that is not finite, naming the step.
     """
-    learning = {
-        key: [p for p in modules[key].parameters() if p.requires_grad] for key in schedule.learning_rate
-    }
-    groups = [
-        {"params": parameters, "peak": schedule.learning_rate[key]} for key, parameters in learning.items()
-    ]
+    learning = {key: [p for p in modules[key].parameters() if p.requires_grad] for key in schedule.learning_rate}
+    groups = [{"params": parameters, "peak": schedule.learning_rate[key]} for key, parameters in learning.items()]
     optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
     checkpoint = folder / f"{name}.pt"
     first = _resume(checkpoint, modules, optimiser)
@@ -73,9 +69,7 @@ def optimise(
         torch.manual_seed(seed * 1_000_003 + step)
         parts = losses(step)
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for group in learning.values() for p in group], schedule.clip_norm
-        )
+        norm = torch.nn.utils.clip_grad_norm_([p for group in learning.values() for p in group], schedule.clip_norm)
         if not torch.isfinite(norm):
             raise TrainingError(
                 f"stage {name}, step {step}: gradient norm {float(norm)}; lower its learning rate, or look at batch "

@@ -40,9 +40,7 @@ def read_manifest(manifest: Path) -> list[Example]:
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise TrainingError(
-            f"{manifest}: {error.strerror}; give a folder that holds it with --data"
-        ) from error
+        raise TrainingError(f"{manifest}: {error.strerror}; give a folder that holds it with --data") from error
     return [_example(manifest, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -91,9 +89,7 @@ def augmented(
 ) -> NDArray[np.float32]:
     """`waveform` at another speed (0.88 to 1.12) and gain, mostly with noise at 8 to 30 dB below it."""
     speed = random.uniform(0.88, 1.12)
-    changed: NDArray[np.float32] = soxr.resample(
-        waveform, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / speed, quality="MQ"
-    )
+    changed: NDArray[np.float32] = soxr.resample(waveform, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / speed, quality="MQ")
     if random.random() < 0.7:
         changed = changed + _noise(changed, noises, random)
     peak = float(np.abs(changed).max(initial=1e-6))

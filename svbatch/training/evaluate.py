@@ -4,7 +4,7 @@ Transcripts are compared in spoken form: lower case, no punctuation, words spell
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from svbatch.ask import Mode, ask, read, transcribe
+from svbatch.ask import Answer, Mode, ask, read, transcribe
 from svbatch.corpus.segment import fixed_windows, speech_segments
 from svbatch.hear import Hearing, Span, hear
 from svbatch.model import Model
@@ -32,12 +32,24 @@ SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One example with what was made of it: texts by system, the speech_activity label, its hearings."""
+    """One example with what was made of it: texts by system, the speech_activity answer of its first window, and
+    its hearings that hold speech."""
 
     example: Example
     texts: dict[str, str]
-    activity: str
+    activity: Answer
     hearings: list[Hearing]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One keyword question: what was answered, as the probability of yes, and what is true."""
+
+    source: str
+    word: str
+    probability: float
+    in_recogniser: bool
+    truth: bool
 
 
 def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Any]:
@@ -47,8 +59,38 @@ def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[st
         "asr": _word_error_rates(evaluated),
         "no_speech_files_without_text": _silent(evaluated),
         "speech_activity": _speech_activity(evaluated),
-        "keyword_search": _keyword_search(evaluated, model, seed),
+        "keyword_search": _keyword_search(_asked(evaluated, model, seed)),
     }
+
+
+def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, float]:
+    """The temperature of each closed task that makes `examples` most likely; they must be held out of training."""
+    evaluated = [each for each in _evaluated(examples, model) if each.example.labels.get("speech") is not None]
+    answers = [[p["probability"] for p in each.activity["probabilities"]] for each in evaluated]
+    truths = [0 if each.example.labels["speech"] else 1 for each in evaluated]
+    asked = _asked(evaluated, model, seed)
+    return {
+        "speech_activity": fitted_temperature(answers, truths),
+        "keyword_search": fitted_temperature(
+            [[a.probability, 1 - a.probability] for a in asked], [0 if a.truth else 1 for a in asked]
+        ),
+    }
+
+
+def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:
+    """The temperature from 0.25 to 20 at which the true answers are most likely (Guo et al., ICML 2017).
+
+    `probabilities` (N, L) are those at temperature 1; `truths` (N,) the places of the true answers.
+    """
+    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, None))
+    places = np.arange(len(truths))
+    candidates = np.geomspace(0.25, 20.0, 200)
+
+    def loss(temperature: float) -> float:
+        scaled = logits / temperature
+        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[places, list(truths)]))
+
+    return round(float(min(candidates, key=loss)), 4)
 
 
 def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]:
@@ -74,7 +116,7 @@ def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]
             yield Evaluated(
                 example,
                 {system: " ".join(said[j] for j in own) for system, said in texts.items()},
-                labels[first]["label"],
+                labels[first],
                 [spoken[j][1] for j in own],
             )
 
@@ -142,7 +184,7 @@ def _speech_activity(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     for label, speaks in (("speech", True), ("no_speech", False)):
         members = [each for each in evaluated if each.example.labels.get("speech") is speaks]
         recalls[label] = (
-            100 * float(np.mean([each.activity == label for each in members])) if members else float("nan")
+            100 * float(np.mean([each.activity["label"] == label for each in members])) if members else float("nan")
         )
     return {"unweighted_average_recall": round(float(np.mean(list(recalls.values()))), 2), **recalls}
 
@@ -163,24 +205,31 @@ def keyword_questions(evaluated: Sequence[Evaluated], seed: int) -> list[tuple[E
     return asked
 
 
-def _keyword_search(evaluated: Sequence[Evaluated], model: Model, seed: int) -> dict[str, Any]:
-    """Accuracy in percent, whole and by source; `recogniser` is a search for the word in its transcript."""
-    answers: Mapping[str, list[tuple[str, bool, bool]]] = {"llm": [], "recogniser": []}
-    asked = keyword_questions(evaluated, seed)
-    for each, word, truth in tqdm(asked, desc="keyword_search", disable=None):
+def _asked(evaluated: Sequence[Evaluated], model: Model, seed: int) -> list[Asked]:
+    asked = []
+    for each, word, truth in tqdm(keyword_questions(evaluated, seed), desc="keyword_search", disable=None):
         task = load_task({"keyword_search": {"keywords": [word]}}, Path())
         with torch.inference_mode():
             found = ask([task], each.hearings, model)["keyword_search"]
-        said = any(answer["keywords"][0]["present"] for answer in found)
-        answers["llm"].append((each.example.source, said, truth))
-        in_text = word in normalised(each.texts["recogniser"]).split()
-        answers["recogniser"].append((each.example.source, in_text, truth))
-    accuracy: Callable[[list[tuple[str, bool, bool]]], float] = lambda rows: round(  # noqa: E731
-        100 * float(np.mean([said == truth for _, said, truth in rows])), 2
-    )
-    sources = sorted({source for source, _, _ in answers["llm"]})
-    return {"questions": len(asked)} | {
-        system: {"accuracy": accuracy(rows)}
-        | {source: accuracy([row for row in rows if row[0] == source]) for source in sources}
-        for system, rows in answers.items()
+        probability = max(answer["keywords"][0]["probability"] for answer in found)
+        in_recogniser = word in normalised(each.texts["recogniser"]).split()
+        asked.append(Asked(each.example.source, word, probability, in_recogniser, truth))
+    return asked
+
+
+def _keyword_search(asked: Sequence[Asked]) -> dict[str, Any]:
+    """Accuracy in percent, whole and by source; `recogniser` is a search for the word in its transcript."""
+
+    def accuracies(said: Callable[[Asked], bool]) -> dict[str, float]:
+        groups = {"accuracy": list(asked)}
+        for each in asked:
+            groups.setdefault(each.source, []).append(each)
+        return {
+            name: round(100 * float(np.mean([said(a) == a.truth for a in group])), 2) for name, group in groups.items()
+        }
+
+    return {
+        "questions": len(asked),
+        "llm": accuracies(lambda a: a.probability >= 0.5),
+        "recogniser": accuracies(lambda a: a.in_recogniser),
     }

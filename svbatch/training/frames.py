@@ -37,9 +37,7 @@ class Clip:
 
     def read(self) -> NDArray[np.float16]:
         """(T, D) float16."""
-        frames: NDArray[np.float16] = np.load(self.shard, mmap_mode="r")[
-            self.start : self.start + self.length
-        ]
+        frames: NDArray[np.float16] = np.load(self.shard, mmap_mode="r")[self.start : self.start + self.length]
         return np.array(frames)
 
 
@@ -58,9 +56,7 @@ def cached_frames(
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"passes-{num_passes}.json"
     if plan.exists():
-        return [
-            Clip(e, folder / name, start, length) for e, name, start, length in json.loads(plan.read_text())
-        ]
+        return [Clip(e, folder / name, start, length) for e, name, start, length in json.loads(plan.read_text())]
     waveforms = dict(iter_waveforms(examples))
     noises = [waveforms[i] for i in waveforms if examples[i].labels.get("speech") is False]
     clips: list[Clip] = []

@@ -37,9 +37,7 @@ def publish(
     for name in (manifest.encoder.graph, manifest.llm.tokenizer):
         if base.folder != folder:
             shutil.copyfile(base.path(name), folder / name)
-    half = {
-        name: weight.detach().half().contiguous() for name, weight in parts.projector.state_dict().items()
-    }
+    half = {name: weight.detach().half().contiguous() for name, weight in parts.projector.state_dict().items()}
     half["log_scale"] = parts.projector.log_scale.detach().float()
     half["token_ids"] = parts.readout.token_ids.to(torch.int32)
     save_file(half, folder / PROJECTOR_WEIGHTS)

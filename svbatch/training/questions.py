@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -72,9 +73,7 @@ class Questioner:
             pool = self._quiet if random.random() < 0.5 else self._heard
             clip = _near(pool, quantile, random)
             speaks = clip not in self._quiet
-            return self._ask(
-                clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech"
-            )
+            return self._ask(clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech")
         clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
         said = self._said[clip.example].strip()
         if task == "asr":
@@ -104,12 +103,11 @@ class Questioner:
 def lookalikes(word: str, vocabulary: Sequence[str]) -> list[str]:
     """Words of `vocabulary` that share most letter pairs with `word` (Dice coefficient), without itself."""
     pairs = _pairs(word)
-    scored = sorted(
-        (-2 * len(pairs & _pairs(w)) / (len(pairs) + len(_pairs(w))), w) for w in vocabulary if w != word
-    )
+    scored = sorted((-2 * len(pairs & _pairs(w)) / (len(pairs) + len(_pairs(w))), w) for w in vocabulary if w != word)
     return [w for score, w in scored[:LOOKALIKES] if score < -0.3]
 
 
+@cache
 def _pairs(word: str) -> frozenset[str]:
     marked = f"<{word}>"
     return frozenset(a + b for a, b in pairwise(marked))

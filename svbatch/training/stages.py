@@ -78,9 +78,7 @@ def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
     encoder = load_encoder(bundle, "cpu")
     encoder_id = bundle.manifest.files[bundle.manifest.encoder.graph].sha256
     cache = bundle.cache / "training"
-    clips = cached_frames(
-        examples, encoder, encoder_id, cache, num_passes=recipe.frame_passes, seed=recipe.seed
-    )
+    clips = cached_frames(examples, encoder, encoder_id, cache, num_passes=recipe.frame_passes, seed=recipe.seed)
     recogniser = load_recogniser(bundle, torch.float32, "cpu")
     wanted = chosen(examples, size=recipe.transcripts, seed=recipe.seed)
     transcripts = recognised(examples, wanted, encoder, recogniser, cache / "transcripts.jsonl")

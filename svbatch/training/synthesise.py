@@ -182,9 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         voices = choose_voices(options.voices) if options.voices else VOICES
-        new = synthesise(
-            options.sentences, options.output, voices=voices, seed=options.seed, limit=options.limit
-        )
+        new = synthesise(options.sentences, options.output, voices=voices, seed=options.seed, limit=options.limit)
     except SvbatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -27,9 +27,7 @@ class Teacher:
         frames, lengths = stretched(*padded_frames([q.clip for q in questions]))
         tokens = [self._tokenizer.encode(q.said, add_special_tokens=False).ids for q in questions]
         targets = [torch.tensor(self._readout.classes(ids), dtype=torch.long) for ids in tokens]
-        ctc, speech, blank = ctc_loss(
-            self._projector, self._readout, masked(frames, lengths), lengths, targets
-        )
+        ctc, speech, blank = ctc_loss(self._projector, self._readout, masked(frames, lengths), lengths, targets)
         vectors = [
             self._speech(speech[i], blank[i], int(lengths[i] + 3) // 4) if q.mode != "text" else speech[i, :0]
             for i, q in enumerate(questions)

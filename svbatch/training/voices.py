@@ -219,9 +219,7 @@ def speak_with_word_times(
     return waveform, rate_hz, _place_words(text, starts, rate_hz)
 
 
-def _place_words(
-    text: str, starts: Sequence[tuple[int, int]], rate_hz: int
-) -> list[tuple[str, float | None]]:
+def _place_words(text: str, starts: Sequence[tuple[int, int]], rate_hz: int) -> list[tuple[str, float | None]]:
     """Gives each word the first event inside it: a number has several, a word run together has none."""
     words = []
     for word in re.finditer(r"\S+", text):

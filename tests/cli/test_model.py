@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +31,7 @@ COMMANDS = (
 
 
 def svbatch(*arguments: object) -> Result:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def answer(*arguments: object) -> str:
@@ -42,7 +39,7 @@ def answer(*arguments: object) -> str:
     result = svbatch(*arguments)
     if result.exception is not None:
         raise result.exception
-    return result.output
+    return result.stdout
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def drawn(asker: Questioner, steps: int) -> list[Question]:
 
 
 def test_keyword_answers_are_true_and_each_about_half(examples, clips):
-    questions = drawn(questioner(examples, clips), 40)
+    questions = drawn(questioner(examples, clips), 30)
     for question in questions:
         [keyword] = re.findall(r'"([^"]+)"', question.instruction)
         assert question.answer == ("yes" if keyword in question.said.split() else "no")
