@@ -93,9 +93,7 @@ def test_a_file_that_the_bundle_does_not_list_is_refused_with_those_it_does(bund
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_byte_in_the_folder_is_refused_by_name_when_the_bundle_is_found(bundle, name):
     flip_a_byte(bundle.folder / name)
-    with pytest.raises(
-        BundleError, match=rf"{name}: sha256 is \w{{12}}…, expected \w{{12}}…; copy the bundle"
-    ):
+    with pytest.raises(BundleError, match=rf"{name}: sha256 is \w{{12}}…, expected \w{{12}}…; copy the bundle"):
         find_bundle(bundle.ref)
 
 
@@ -182,17 +180,13 @@ def test_a_manifest_that_is_not_json_is_refused_with_its_line(bundle):
 
 
 def test_a_wrong_manifest_is_not_written(tmp_path):
-    with pytest.raises(
-        BundleError, match=r"bundle\.json: .*neither .* lists encoder\.onnx \(encoder\), projector"
-    ):
+    with pytest.raises(BundleError, match=r"bundle\.json: .*neither .* lists encoder\.onnx \(encoder\), projector"):
         write_bundle(tmp_path, fields(tmp_path), {})
     assert not (tmp_path / "bundle.json").exists()
 
 
 def test_a_folder_without_a_manifest_says_what_a_bundle_is(tmp_path):
-    with pytest.raises(
-        BundleError, match=r"bundle\.json: cannot be read: No such file.*a bundle is a folder"
-    ):
+    with pytest.raises(BundleError, match=r"bundle\.json: cannot be read: No such file.*a bundle is a folder"):
         find_bundle(str(tmp_path))
 
 
@@ -203,9 +197,7 @@ def test_an_unknown_name_lists_the_shipped_ones(bundle, tmp_path, monkeypatch):
         find_bundle("tinny")
 
 
-def test_a_shipped_bundle_is_found_by_its_name_and_repaired_by_installing_again(
-    bundle, tmp_path, monkeypatch
-):
+def test_a_shipped_bundle_is_found_by_its_name_and_repaired_by_installing_again(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(svbatch.bundle, "SHIPPED_DIR", tmp_path)
     assert find_bundle("tiny").id == bundle.id
     flip_a_byte(bundle.folder / "encoder.onnx")

@@ -100,8 +100,6 @@ def make(folder):
 print(sorted(path.name for path in derived(Path(sys.argv[1]), "llm", make).iterdir()))
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd()) for _ in range(2)
-    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd()) for _ in range(2)]
     assert [process.communicate()[0] for process in processes] == ["['a', 'b']\n"] * 2
     assert (tmp_path / "made").read_text() == "made\n"

@@ -53,9 +53,7 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header(
-            "Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream"
-        )
+        self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         stalled, cut = self.path in self.server.stalled, self.server.cuts.get(self.path, 0)
@@ -123,9 +121,7 @@ def a_bundle(tmp_path: Path, weights_from: list[str], tokenizer_from: list[str] 
     fetched = {"llm.gguf": described(WEIGHTS, weights_from)}
     if tokenizer_from:
         fetched["tokenizer.json"] = described(TOKENIZER, tokenizer_from)
-    own = sorted(
-        {"encoder.onnx", "projector.onnx", "projector.safetensors", "tokenizer.json"} - fetched.keys()
-    )
+    own = sorted({"encoder.onnx", "projector.onnx", "projector.safetensors", "tokenizer.json"} - fetched.keys())
     for name in own:
         (folder / name).write_bytes(b"x")
     encoder = {"graph": "encoder.onnx", "width": 8, "frames_per_second": 50, "window_seconds": 30}

@@ -58,10 +58,9 @@ def test_words_have_times_of_the_recording_and_keep_their_spelling(hearings, tin
     ("text", "doubt", "read", "has_speech"),
     [
         ("words", 0.1, [7], True),
-        ("words", 0.1, [], True),
-        ("words", 0.5, [7], True),
-        ("words", 0.5, [], False),
+        ("words", 0.1, [], False),
         ("words", 0.95, [7], False),
+        ("words", 0.95, [7, 8, 9], True),
         ("", 0.0, [7], False),
     ],
 )

@@ -30,7 +30,9 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_quickstart_writes_down_what_was_said(quickstart: Path) -> None:
-    texts = dict(pl.read_parquet(quickstart / "asr/*.parquet").select(pl.col("uri").str.split("/").list.last(), "text").rows())
+    texts = dict(
+        pl.read_parquet(quickstart / "asr/*.parquet").select(pl.col("uri").str.split("/").list.last(), "text").rows()
+    )
     assert texts.keys() == {"appointment.ogg", "delivery.ogg", "late.ogg", "refund.ogg"}
     assert "invoice" in texts["refund.ogg"]
     assert "train" in texts["late.ogg"]

@@ -224,10 +224,11 @@ def _shown(found: "Bundle") -> Iterator[str]:
             yield f"  {name:26}{size:>9}  sha256 {entry.sha256[:12]}…  {entry.licence}"
             yield from (f"    from {address}" for address in getattr(entry, "addresses", ()))
     yield "\nfigures"
-    yield from (f"  {name}: {value}" for name, value in _leaves(manifest.figures))
+    yield from [f"  {name}: {value}" for name, value in _leaves(manifest.figures)] or ["  none"]
     yield "\ntrained on"
-    yield from ("  " + ", ".join(f"{k} {v}" for k, v in _leaves(source)) for source in manifest.data)
-    yield f"\nnot for: {manifest.not_for}"
+    sources = [", ".join(f"{k} {v}" for k, v in _leaves(source)) for source in manifest.data]
+    yield from [f"  {source}" for source in sources] or ["  nothing"]
+    yield f"\nnot for: {manifest.not_for or 'nothing is said'}"
 
 
 def _leaves(tree: Mapping[str, Any], stem: str = "") -> Iterator[tuple[str, Any]]:

@@ -195,7 +195,7 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
     """Writes a trained LoRA adapter as float16 weights and peft's LoraConfig, for `load_language_model`."""
     weights = {name: weight.half().contiguous() for name, weight in get_peft_model_state_dict(model).items()}
     save_file(weights, folder / ADAPTER_WEIGHTS)
-    config = model.peft_config["default"].to_dict()
+    config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": None}  # a path of this machine
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
 

@@ -80,7 +80,8 @@ class TransformerLayer(nn.Module):
         query, key = rotate(query), rotate(key)
         attended = nn.functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
         hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).flatten(2)))
-        return hidden + self.dropout(self.feed_forward(hidden))
+        fed: Tensor = self.feed_forward(hidden)
+        return hidden + self.dropout(fed)
 
 
 def rotate(heads: Tensor) -> Tensor:

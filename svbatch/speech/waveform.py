@@ -68,9 +68,9 @@ class WhisperWaveformEncoder(nn.Module):
     def log_mel(self, waveform: Tensor, columns: Tensor) -> Tensor:
         """(B, S), (B,) valid columns -> (B, M, ceil(S / 160)) as Whisper scales it; zero past a row's end."""
         half = FFT_SAMPLES // 2
-        head = waveform[:, 1 : half + 1].flip(1)
-        tail = torch.zeros_like(waveform[:, :1]).expand(-1, half)
-        padded = torch.cat([head, waveform, tail], dim=1)[:, None, :]
+        tail = torch.zeros_like(waveform[:, :1]).expand(-1, half + HOP_SAMPLES - 1)
+        sound = torch.cat([waveform, tail], dim=1)
+        padded = torch.cat([sound[:, 1 : half + 1].flip(1), sound], dim=1)[:, None, :]
         spectrum = nn.functional.conv1d(padded, self.fourier, stride=HOP_SAMPLES)[:, :, :-1]
         real, imaginary = spectrum.chunk(2, dim=1)
         log_mel = (self.mel @ (real**2 + imaginary**2)).clamp(min=1e-10).log10()

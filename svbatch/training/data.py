@@ -47,14 +47,14 @@ def read_manifest(manifest: Path) -> list[Example]:
 def _example(manifest: Path, number: int, line: str) -> Example:
     try:
         row = json.loads(line)
-        audio = row.pop("audio")
-    except (ValueError, KeyError, AttributeError) as error:
+        path = manifest.parent / row.pop("audio")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise TrainingError(
             f"{manifest}, line {number}: wants a JSON object with `audio`, found {line[:60]!r} ({error})"
         ) from error
     named = {key: row.pop(key, None) for key in NAMED[1:]}
     return Example(
-        path=manifest.parent / audio,
+        path=path,
         text=named["text"],
         speaker=named["speaker"],
         source=named["source"] or "",
@@ -108,8 +108,8 @@ def _noise(
         noise = np.fft.irfft(white / np.maximum(np.arange(len(white)), 1) ** slope, n=len(speech))
     ratio_db = random.uniform(8.0, 30.0)
     power = float(np.mean(speech**2)) / max(float(np.mean(noise**2)), 1e-12)
-    scaled: NDArray[np.float32] = (noise * np.sqrt(power * 10 ** (-ratio_db / 10))).astype(np.float32)
-    return scaled
+    scale = np.sqrt(power * 10 ** (-ratio_db / 10))
+    return np.asarray(noise * scale, dtype=np.float32)
 
 
 def iter_waveforms(examples: Sequence[Example]) -> Iterator[tuple[int, NDArray[np.float32]]]:

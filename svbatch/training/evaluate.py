@@ -107,7 +107,7 @@ def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]
                 else []
             )
             spoken = [(i, h) for (i, _), h in zip(segments, heard, strict=True) if h.has_speech]
-            texts = _texts([h for _, h in spoken], model)
+            texts = _texts([h for _, h in spoken], [_is_english(batch[i]) for i, _ in spoken], model)
             in_windows = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in windows], model)
             labels = ask([activity], in_windows, model)["speech_activity"]
         for i, example in enumerate(batch):
@@ -121,8 +121,12 @@ def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]
             )
 
 
-def _texts(hearings: Sequence[Hearing], model: Model) -> dict[str, list[str]]:
-    """What each system wrote of each hearing."""
+def _is_english(example: Example) -> bool:
+    return example.lang == "en" and bool(example.text)
+
+
+def _texts(hearings: Sequence[Hearing], asked: Sequence[bool], model: Model) -> dict[str, list[str]]:
+    """What each system wrote of each hearing; the LLM is asked only where `asked`, else its text is empty."""
     texts = {
         "recogniser": [h.text for h in hearings],
         "read_out": [model.tokenizer.decode(h.read) for h in hearings],
@@ -130,10 +134,13 @@ def _texts(hearings: Sequence[Hearing], model: Model) -> dict[str, list[str]]:
     question = load_task("asr", Path()).questions()[0]
     modes: tuple[Mode, ...] = ("audio", "both")
     for mode in modes:
-        texts[f"llm_{mode}"] = []
-        if hearings:
-            decoded = transcribe(hearings, read(hearings, mode, model), question, MAX_TOKENS, model)
-            texts[f"llm_{mode}"] = [prompts.answer_text(model.tokenizer, d.ids) for d in decoded]
+        texts[f"llm_{mode}"] = [""] * len(hearings)
+        chosen = [i for i, wish in enumerate(asked) if wish]
+        if chosen:
+            some = [hearings[i] for i in chosen]
+            answers = transcribe(some, read(some, mode, model), question, MAX_TOKENS, model)
+            for i, answer in zip(chosen, answers, strict=True):
+                texts[f"llm_{mode}"][i] = prompts.answer_text(model.tokenizer, answer.ids)
     return texts
 
 
@@ -146,7 +153,7 @@ def _word_error_rates(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     """Per source of English speech: clips, and the word error rate in percent of each system."""
     groups: dict[str, list[Evaluated]] = {}
     for each in evaluated:
-        if each.example.lang == "en" and each.example.text:
+        if _is_english(each.example):
             groups.setdefault(each.example.source, []).append(each)
     return {
         source: {"clips": len(members)}

@@ -8,6 +8,7 @@ written whole, so an interrupted pass goes on where it stopped.
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def _change(
 def _write_shard(
     encoder: OnnxSession, windows: Sequence[Sequence[tuple[int, NDArray[np.float32]]]], shard: Path
 ) -> None:
-    random = np.random.default_rng(len(shard.name))
+    random = np.random.default_rng(zlib.crc32(shard.name.encode()))
     pieces: list[NDArray[np.float16]] = []
     index: list[tuple[int, int, int]] = []
     total = 0

@@ -45,12 +45,13 @@ class Questioner:
         self._examples = examples
         self._transcripts = transcripts
         self._stage = stage
-        self._said = {i: spoken_form(e.text) for i, e in enumerate(examples) if e.text and e.lang == "en"}
+        texts = {i: spoken_form(e.text) for i, e in enumerate(examples) if e.text and e.lang == "en"}
+        self._said = {i: text for i, text in texts.items() if text}
         silent = {i for i, e in enumerate(examples) if e.labels.get("speech") is False}
         by_length = sorted(clips, key=lambda clip: clip.length)
         self._spoken = [c for c in by_length if c.example in self._said]
         self._transcribed = [c for c in self._spoken if c.example in transcripts]
-        self._heard = [c for c in by_length if examples[c.example].labels.get("speech") is not None]
+        self._heard = [c for c in by_length if examples[c.example].labels.get("speech") is True]
         self._quiet = [c for c in by_length if c.example in silent]
         self._words = sorted({w for text in self._said.values() for w in text.split() if len(w) > 2})
 
@@ -70,9 +71,8 @@ class Questioner:
         task = _choice(self._stage.tasks, random)
         mode = _choice(self._stage.modes, random)
         if task == "speech_activity":
-            pool = self._quiet if random.random() < 0.5 else self._heard
-            clip = _near(pool, quantile, random)
-            speaks = clip not in self._quiet
+            speaks = random.random() < 0.5
+            clip = _near(self._heard if speaks else self._quiet, quantile, random)
             return self._ask(clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech")
         clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
         said = self._said[clip.example].strip()

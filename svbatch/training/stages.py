@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from svbatch.bundle import Bundle
-from svbatch.language.llm import load_base_model
+from svbatch.language.llm import add_adapter, load_base_model
 from svbatch.model import llm_folder, load_encoder, load_recogniser
 from svbatch.speech.projector import Projector, ProjectorConfig
 from svbatch.speech.readout import Readout, spoken_form
@@ -113,7 +113,7 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
         lora_dropout=0.0,
     )
     llm.requires_grad_(False)
-    adapted: Any = get_peft_model(llm, lora)
+    adapted: Any = add_adapter(llm, lora)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

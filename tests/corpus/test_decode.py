@@ -18,9 +18,7 @@ def tone(duration_s: float, rate: int, hz: float = 440.0) -> NDArray[np.float64]
     return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(duration_s * rate)) / rate)
 
 
-def encoded(
-    samples: NDArray[np.float64], rate: int, container: str = "WAV", subtype: str = "PCM_16"
-) -> bytes:
+def encoded(samples: NDArray[np.float64], rate: int, container: str = "WAV", subtype: str = "PCM_16") -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=container, subtype=subtype)
     return buffer.getvalue()
@@ -126,9 +124,7 @@ def test_less_than_one_sample_at_16_khz_is_an_empty_waveform(tmp_path: Path) -> 
     assert audio.duration_s == 1 / 48_000
 
 
-@pytest.mark.parametrize(
-    "name", ["Grüße 你好.wav".encode(), b"latin-\xfc.wav"], ids=["non-ASCII", "not UTF-8"]
-)
+@pytest.mark.parametrize("name", ["Grüße 你好.wav".encode(), b"latin-\xfc.wav"], ids=["non-ASCII", "not UTF-8"])
 def test_any_name_is_read(tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name)
     try:
@@ -146,9 +142,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("container", ["WAV", "RF64", "AIFF"])
 def test_zero_frames_are_refused(tmp_path: Path, container: str) -> None:
     content = encoded(np.zeros(0), 16_000, container)
-    assert refusal(tmp_path / "a.wav", "empty", content) == (
-        "has a header and no samples; copy it again, or remove it"
-    )
+    assert refusal(tmp_path / "a.wav", "empty", content) == ("has a header and no samples; copy it again, or remove it")
 
 
 def test_text_named_wav_is_refused(tmp_path: Path) -> None:
@@ -159,9 +153,7 @@ def test_text_named_wav_is_refused(tmp_path: Path) -> None:
 
 def test_a_format_that_cannot_be_told_to_be_whole_is_refused(tmp_path: Path) -> None:
     content = encoded(tone(1, 16_000), 16_000, "AU")
-    assert refusal(tmp_path / "a.wav", "unsupported", content) == (
-        "is AU (Sun/NeXT); convert it to WAV or FLAC"
-    )
+    assert refusal(tmp_path / "a.wav", "unsupported", content) == ("is AU (Sun/NeXT); convert it to WAV or FLAC")
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,7 @@ def noise(*parts: Part, num_extra_samples: int = 0) -> NDArray[np.float32]:
     return np.concatenate([np.zeros(0), *pieces]).astype(np.float32)
 
 
-parts = st.lists(
-    st.tuples(st.floats(0, 25), st.sampled_from([-200.0, -80.0, -65.0, -50.0, -30.0, -10.0])), max_size=5
-)
+parts = st.lists(st.tuples(st.floats(0, 25), st.sampled_from([-200.0, -80.0, -65.0, -50.0, -30.0, -10.0])), max_size=5)
 extra_samples = st.integers(0, 2 * FRAME_SAMPLES)
 
 
@@ -105,9 +103,7 @@ def test_silence_has_no_segment(waveform: NDArray[np.float32]) -> None:
 
 def test_a_short_recording_is_trimmed_to_what_is_loud_and_its_padding() -> None:
     waveform = noise((3, -60.0), (2, -20.0), (1.5, -60.0), (1, -20.0), (3, -60.0))
-    assert speech_segments(waveform) == [
-        Segment(3 * SECOND - PADDING_SAMPLES, 15 * SECOND // 2 + PADDING_SAMPLES)
-    ]
+    assert speech_segments(waveform) == [Segment(3 * SECOND - PADDING_SAMPLES, 15 * SECOND // 2 + PADDING_SAMPLES)]
 
 
 def test_padding_stays_inside_the_recording() -> None:

@@ -65,10 +65,6 @@ def test_padding_changes_no_frame_of_a_neighbour(session, bursts):
         assert not row[len(alone) :].any()
 
 
-@pytest.mark.xfail(
-    reason="log_mel drops the last column of a length that is no multiple of 160, and refuses 200 samples or fewer",
-    strict=True,
-)
 @settings(max_examples=15, deadline=None)
 @given(num_samples=st.integers(1, 20_000))
 def test_every_320_samples_give_one_frame_and_a_rest_gives_one_more(session, num_samples):

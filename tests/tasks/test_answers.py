@@ -6,9 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from svbatch.tasks.answers import label_answers, probabilities, yes_no_answers
 
-SCORES = arrays(
-    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 300)), elements=st.floats(-2000, 0, width=32)
-)
+SCORES = arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 300)), elements=st.floats(-2000, 0, width=32))
 
 
 @settings(deadline=None)

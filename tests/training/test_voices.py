@@ -60,9 +60,7 @@ def test_word_times_have_one_entry_for_each_word_and_rise():
 @pytest.mark.parametrize("voice", ["en-us+f3", "en+m5", "en-gb-scotland+f1"])
 @pytest.mark.parametrize("rate", [0.85, 1.2])
 def test_a_word_after_a_pause_starts_where_the_sound_starts(voice, rate):
-    waveform, rate_hz, words = speak_with_word_times(
-        "Apples, bananas, oranges, lemons, melons.", voice, rate=rate
-    )
+    waveform, rate_hz, words = speak_with_word_times("Apples, bananas, oranges, lemons, melons.", voice, rate=rate)
     loud = loudness(waveform, rate_hz) > 0.02
     for _, start in words[1:]:
         begin = round((start - 0.08) * rate_hz)
