@@ -28,8 +28,8 @@ from svbatch.speech.export import EXTERNAL_DATA, export_encoder
 from svbatch.speech.whisper import LAYERS
 from svbatch.training.data import Example
 from svbatch.training.publish import publish
-from svbatch.training.recipe import AdapterShape, ProjectorShape, load_recipe
-from svbatch.training.stages import build
+from svbatch.training.recipe import AdapterShape, ProjectorShape, Recipe, load_recipe
+from svbatch.training.stages import Trained, build
 
 WIDTH = 64
 CONTEXT = 2048
@@ -230,9 +230,8 @@ def tiny_base(tiny_whisper, tmp_path_factory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_base, tmp_path_factory) -> Bundle:
-    """The whole of it: random projector, read-out and LoRA adapter, published as training publishes them."""
-    recipe = load_recipe(RECIPE).model_copy(
+def tiny_recipe() -> Recipe:
+    return load_recipe(RECIPE).model_copy(
         update={
             "name": "tiny",
             "projector": ProjectorShape(width=32, num_layers=1, num_heads=2, dropout=0.0),
@@ -240,16 +239,27 @@ def tiny_bundle(tiny_base, tmp_path_factory) -> Bundle:
             "adapter": AdapterShape(rank=2, alpha=4, targets=["q_proj", "down_proj"]),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tiny_base, tiny_recipe) -> Trained:
+    """Random projector, read-out and LoRA adapter over the tiny base's LLM."""
     with _exporting():
-        parts = build(recipe, tiny_base, [Example(Path("said.wav"), text="the rain in the train", lang="en")])
+        parts = build(tiny_recipe, tiny_base, [Example(Path("said.wav"), text="the rain in the train", lang="en")])
     generator = torch.Generator().manual_seed(1)
     for name, weight in parts.llm.named_parameters():
         if "lora_B" in name:
             weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+    return parts
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_base, tiny_parts, tiny_recipe, tmp_path_factory) -> Bundle:
+    """The whole of it, published as training publishes it."""
     folder = tmp_path_factory.mktemp("bundle")
     card = {"description": "random weights for tests", "data": [], "figures": {}, "not_for": "anything but tests"}
     with _exporting():
-        publish(parts, recipe, tiny_base, folder, calibration={"speech_activity": 2.0}, card=card)
+        publish(tiny_parts, tiny_recipe, tiny_base, folder, calibration={"speech_activity": 2.0}, card=card)
     return find_bundle(str(folder), cache=tiny_base.cache)
 
 

@@ -59,7 +59,8 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("svbatch")
-    logger.handlers[:] = [handler]
+    logger.addHandler(handler)
+    click.get_current_context().call_on_close(lambda: logger.removeHandler(handler))
     logger.setLevel(logging.INFO)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from svbatch.speech.readout import spoken_form
+from svbatch.tasks.prompts import render
 from svbatch.tasks.task import Task, load_task
 from svbatch.training.data import Example
 from svbatch.training.frames import Clip
@@ -17,18 +18,19 @@ from svbatch.training.recipe import LanguageStage, Mode
 
 NUM_NEIGHBOURS = 60  # clips of similar length from which a batch is drawn
 LOOKALIKES = 12
+KEYWORDS_PER_CLIP = 6
 Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One answer to learn: `transcript` is None in mode audio, `clip` unused in mode text."""
+    """What is asked of one clip, and the answers to learn: pairs of instruction and answer, each asked of the same
+    hearing and none seeing another. `transcript` is None in mode audio; in mode text the clip is not heard."""
 
     clip: Clip
     mode: Mode
     transcript: str | None
-    instruction: str
-    answer: str
+    pairs: tuple[tuple[str, str], ...]
     said: str  # the clip's words in spoken form, for CTC; "" if nobody speaks
 
 
@@ -64,7 +66,8 @@ class Questioner:
         while used < self._stage.tokens_per_batch:
             question = self._one(quantile, random)
             questions.append(question)
-            used += 50 + question.clip.length * 0.18 + (len(question.transcript or "")) / 4
+            used += question.clip.length * 0.1 + len(question.transcript or "") / 4
+            used += sum(20 + len(answer) / 4 for _, answer in question.pairs)
         return questions
 
     def _one(self, quantile: float, random: np.random.Generator) -> Question:
@@ -73,18 +76,17 @@ class Questioner:
         if task == "speech_activity":
             speaks = random.random() < 0.5
             clip = _near(self._heard if speaks else self._quiet, quantile, random)
-            return self._ask(clip, "audio", _wording(_LOADED[task], random), "speech" if speaks else "no_speech")
+            return self._ask(clip, "audio", [(_wording(_LOADED[task], random), "speech" if speaks else "no_speech")])
         clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
         said = self._said[clip.example].strip()
         if task == "asr":
-            return self._ask(clip, mode, _wording(_LOADED[task], random), said)
-        word, present = self._keyword(said, random)
-        asked = load_task({"keyword_search": {"keywords": [word]}}, Path())
-        return self._ask(clip, mode, _wording(asked, random), "yes" if present else "no")
+            return self._ask(clip, mode, [(_wording(_LOADED[task], random), said)])
+        words = [self._keyword(said, random) for _ in range(KEYWORDS_PER_CLIP)]
+        return self._ask(clip, mode, [(_keyword_wording(w, random), "yes" if here else "no") for w, here in words])
 
-    def _ask(self, clip: Clip, mode: Mode, instruction: str, answer: str) -> Question:
+    def _ask(self, clip: Clip, mode: Mode, pairs: Sequence[tuple[str, str]]) -> Question:
         transcript = None if mode == "audio" else self._transcripts[clip.example]
-        return Question(clip, mode, transcript, instruction, answer, self._said.get(clip.example, ""))
+        return Question(clip, mode, transcript, tuple(pairs), self._said.get(clip.example, ""))
 
     def _keyword(self, said: str, random: np.random.Generator) -> tuple[str, bool]:
         """A word and whether it is said: half are; of the others half look like one that is."""
@@ -113,6 +115,11 @@ def _pairs(word: str) -> frozenset[str]:
     return frozenset(a + b for a, b in pairwise(marked))
 
 
+def _keyword_wording(word: str, random: np.random.Generator) -> str:
+    task = _LOADED["keyword_search"]
+    return render(task.instructions[random.integers(len(task.instructions))], {"keyword": word})
+
+
 def _wording(task: Task, random: np.random.Generator) -> str:
     return task.questions(task.instructions[random.integers(len(task.instructions))])[0]
 
@@ -129,4 +136,8 @@ def _choice(weights: Mapping[Name, float], random: np.random.Generator) -> Name:
     return names[int(random.choice(len(names), p=shares / shares.sum()))]
 
 
-_LOADED = {name: load_task(name, Path()) for name in ("asr", "speech_activity")}
+_LOADED = {
+    "asr": load_task("asr", Path()),
+    "keyword_search": load_task({"keyword_search": {"keywords": ["word"]}}, Path()),
+    "speech_activity": load_task("speech_activity", Path()),
+}

@@ -1,6 +1,7 @@
 """The LLM's stages: questions with known answers asked of the frozen LLM; projector and adapter learn."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
@@ -32,40 +33,72 @@ class Teacher:
             self._speech(speech[i], blank[i], int(lengths[i] + 3) // 4) if q.mode != "text" else speech[i, :0]
             for i, q in enumerate(questions)
         ]
-        return {"answer": self._answer_loss(questions, vectors), "ctc": ctc_weight * ctc}
+        return {"answer": self.answer_loss(questions, vectors), "ctc": ctc_weight * ctc}
 
     def _speech(self, speech: Tensor, blank: Tensor, length: int) -> Tensor:
         """The embeddings of one row that a run would keep, (K, E)."""
         log_probs = self._readout.log_probs(speech[None, :length].detach(), blank[None, :length].detach())
         return speech[:length][kept(log_probs[0, :, 0].exp())]
 
-    def _answer_loss(self, questions: Sequence[Question], speech: Sequence[Tensor]) -> Tensor:
-        rows, answers = [], []
+    def answer_loss(self, questions: Sequence[Question], speech: Sequence[Tensor]) -> Tensor:
+        """Cross-entropy per answer token, given each question's speech embeddings (K, E)."""
         embed = self._llm.get_input_embeddings()  # type: ignore[operator]
-        for question, vectors in zip(questions, speech, strict=True):
-            before, after = prompt_ids(self._tokenizer, question)
-            answer = prompts.answer_ids(self._tokenizer, question.answer)
-            parts = [
-                embed(torch.tensor(before)),
-                vectors.to(embed.weight.dtype),
-                embed(torch.tensor(after + answer)),
-            ]
-            rows.append(torch.cat(parts))
-            answers.append(torch.tensor(answer))
-        lengths = torch.tensor([len(row) for row in rows])
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        prompts_of = [_laid_out(self._tokenizer, q, len(v)) for q, v in zip(questions, speech, strict=True)]
+        rows = [
+            torch.cat([embed(laid.before), vectors.to(embed.weight.dtype), embed(laid.after)])
+            for laid, vectors in zip(prompts_of, speech, strict=True)
+        ]
+        size = max(len(row) for row in rows)
+        mask = torch.stack([laid.mask(size) for laid in prompts_of])[:, None]
+        positions = nn.utils.rnn.pad_sequence([laid.positions for laid in prompts_of], batch_first=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             decoder = self._llm.get_base_model().get_decoder()  # type: ignore[operator]
-            hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
-            picked = [
-                hidden[i, n - len(a) - 1 : n - 1]
-                for i, (n, a) in enumerate(zip(lengths.tolist(), answers, strict=True))
-            ]
+            hidden = decoder(
+                inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+            picked = [hidden[i, laid.answers - 1] for i, laid in enumerate(prompts_of)]
             logits = torch.cat(picked) @ embed.weight.T
-        return nn.functional.cross_entropy(logits.float(), torch.cat(answers))
+        ids = torch.cat([laid.answer_ids for laid in prompts_of])
+        return nn.functional.cross_entropy(logits.float(), ids)
 
 
-def prompt_ids(tokenizer: Tokenizer, question: Question) -> tuple[list[int], list[int]]:
-    """Ids before and after the speech embeddings, up to the answer."""
-    heard = [] if question.transcript is None else prompts.transcript_ids(tokenizer, question.transcript)
-    return prompts.opening_ids(tokenizer), heard + prompts.question_ids(tokenizer, question.instruction)
+@dataclass(frozen=True)
+class _Laid:
+    """One row: ids before and after the speech embeddings, and for each of its N places its position, and the pair
+    it belongs to (0: the prefix that all pairs see). `answers` are the places of the answers' tokens."""
+
+    before: Tensor
+    after: Tensor
+    positions: Tensor
+    pair: Tensor
+    answers: Tensor
+    answer_ids: Tensor
+
+    def mask(self, size: int) -> Tensor:
+        """(size, size), True where a place sees another: the prefix, and its own pair up to itself."""
+        causal = torch.ones(len(self.pair), len(self.pair), dtype=torch.bool).tril()
+        seen = causal & ((self.pair[None, :] == 0) | (self.pair[None, :] == self.pair[:, None]))
+        padded = torch.eye(size, dtype=torch.bool)
+        padded[: len(seen), : len(seen)] = seen
+        return padded
+
+
+def _laid_out(tokenizer: Tokenizer, question: Question, num_vectors: int) -> _Laid:
+    before = prompts.opening_ids(tokenizer)
+    after = [] if question.transcript is None else prompts.transcript_ids(tokenizer, question.transcript)
+    num_prefix = len(before) + num_vectors + len(after)
+    positions, pair = list(range(num_prefix)), [0] * num_prefix
+    answers: list[int] = []
+    answer_ids: list[int] = []
+    for number, (instruction, answer) in enumerate(question.pairs, 1):
+        asked, said = prompts.question_ids(tokenizer, instruction), prompts.answer_ids(tokenizer, answer)
+        start = len(pair) + len(asked)
+        answers += range(start, start + len(said))
+        answer_ids += said
+        after += asked + said
+        positions += range(num_prefix, num_prefix + len(asked) + len(said))
+        pair += [number] * (len(asked) + len(said))
+    return _Laid(*(torch.tensor(each) for each in (before, after, positions, pair, answers, answer_ids)))

@@ -87,7 +87,7 @@ def test_rows_come_back_as_they_went_in():
         ({**SEARCHED, "uri": None}, "keyword_search.uri: null"),
         ({**SEARCHED, "keywords": [{**SAID, "end": 1.0}]}, "keyword_search.keywords: unknown end"),
         ({**SEARCHED, "keywords": [{"keyword": "a"}]}, "keyword_search.keywords: no present"),
-        ({**SEARCHED, "keywords": [{**SAID, "present": None}]}, "keyword_search.keywords.present: null"),
+        ({**SEARCHED, "keywords": [{**SAID, "probability": None}]}, "keyword_search.keywords.probability: null"),
     ],
 )  # fmt: skip
 def test_a_row_with_unknown_missing_or_null_columns_is_refused_by_name(row, message):

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from svbatch.tasks import prompts
+from svbatch.training.frames import Clip
+from svbatch.training.questions import Question
+from svbatch.training.teach import Teacher
+
+CLIP = Clip(0, Path("shard.npy"), 0, 100)
+PAIRS = (("is rain said", "yes"), ("is train said", "no"), ("what is said", "the rain"))
+
+
+@pytest.fixture(scope="module")
+def speech(tiny_parts) -> torch.Tensor:
+    return torch.randn(7, tiny_parts.readout.embeddings.shape[1], generator=torch.Generator().manual_seed(3))
+
+
+def alone(parts, speech: torch.Tensor, transcript: str | None, instruction: str, answer: str) -> float:
+    """The judge: one prompt with one answer, read by a plain causal pass; the sum over the answer's tokens."""
+    embed = parts.llm.get_input_embeddings()
+    heard = [] if transcript is None else prompts.transcript_ids(parts.tokenizer, transcript)
+    said = prompts.answer_ids(parts.tokenizer, answer)
+    after = heard + prompts.question_ids(parts.tokenizer, instruction) + said
+    opening = embed(torch.tensor(prompts.opening_ids(parts.tokenizer)))
+    row = torch.cat([opening, speech.to(opening), embed(torch.tensor(after))])[None]
+    logits = parts.llm(inputs_embeds=row).logits[0, -len(said) - 1 : -1].float()
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(said), reduction="sum"))
+
+
+@pytest.mark.parametrize("transcript", [None, "the rain in the train"])
+def test_pairs_of_one_hearing_are_learnt_as_if_each_was_asked_alone(tiny_parts, speech, transcript):
+    parts = tiny_parts
+    teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer)
+    mode = "audio" if transcript is None else "both"
+    questions = [Question(CLIP, mode, transcript, PAIRS, ""), Question(CLIP, mode, transcript, PAIRS[:1], "")]
+    with torch.inference_mode():
+        together = float(teacher.answer_loss(questions, [speech, speech[:3]]))
+        sums = [alone(parts, speech, transcript, *pair) for pair in PAIRS]
+        sums.append(alone(parts, speech[:3], transcript, *PAIRS[0]))
+    num_tokens = sum(len(prompts.answer_ids(parts.tokenizer, answer)) for _, answer in (*PAIRS, PAIRS[0]))
+    assert together == pytest.approx(sum(sums) / num_tokens, rel=2e-2)
