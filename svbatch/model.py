@@ -70,6 +70,8 @@ def load_encoder(bundle: Bundle, device: Device) -> OnnxSession:
     graph = bundle.path(part.graph)
     if part.external_data is None:
         return OnnxSession(graph, device=device)
+    if part.external_data in bundle.manifest.files:
+        return OnnxSession(graph, device=device, weights_dir=bundle.path(part.external_data).parent)
     weights = _whisper_weights(bundle)
     name = part.external_data
 

@@ -80,8 +80,8 @@ class TransformerLayer(nn.Module):
         query, key = rotate(query), rotate(key)
         attended = nn.functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
         hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).flatten(2)))
-        fed: Tensor = self.feed_forward(hidden)
-        return hidden + self.dropout(fed)
+        fed: Tensor = self.dropout(self.feed_forward(hidden))
+        return hidden + fed
 
 
 def rotate(heads: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def _noise(
     else:
         white = np.fft.rfft(random.standard_normal(len(speech)))
         slope = random.uniform(0.0, 1.0)
-        noise = np.fft.irfft(white / np.maximum(np.arange(len(white)), 1) ** slope, n=len(speech))
+        spectrum = white / np.maximum(np.arange(len(white)), 1) ** slope
+        noise = np.asarray(np.fft.irfft(spectrum, n=len(speech)), dtype=np.float32)
     ratio_db = random.uniform(8.0, 30.0)
     power = float(np.mean(speech**2)) / max(float(np.mean(noise**2)), 1e-12)
     scale = np.sqrt(power * 10 ** (-ratio_db / 10))

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from svbatch.errors import TrainingError
 from svbatch.speech.readout import spoken_form
 from svbatch.tasks.prompts import render
 from svbatch.tasks.task import Task, load_task
@@ -55,7 +56,19 @@ class Questioner:
         self._transcribed = [c for c in self._spoken if c.example in transcripts]
         self._heard = [c for c in by_length if examples[c.example].labels.get("speech") is True]
         self._quiet = [c for c in by_length if c.example in silent]
+        self._refuse_what_nothing_answers()
         self._words = sorted({w for text in self._said.values() for w in text.split() if len(w) > 2})
+
+    def _refuse_what_nothing_answers(self) -> None:
+        asked, modes = self._stage.tasks.keys(), self._stage.modes.keys()
+        if asked & {"asr", "keyword_search"} and not self._spoken:
+            raise TrainingError(
+                "asr and keyword_search want examples with `text` and `lang: en`; add some"
+            )
+        if asked & {"asr", "keyword_search"} and modes - {"audio"} and not self._transcribed:
+            raise TrainingError("modes text and both want transcripts; set the recipe's `transcripts` above 0")
+        if "speech_activity" in asked and not (self._quiet and self._heard):
+            raise TrainingError("speech_activity wants examples with `speech: true` and with `speech: false`; add some")
 
     def draw(self, step: int, seed: int) -> list[Question]:
         """The questions of one step, of clips similar in length, up to the stage's positions."""

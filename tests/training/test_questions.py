@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import Schedule
 from svbatch.training.data import Example
 from svbatch.training.frames import Clip
@@ -85,6 +86,15 @@ def test_a_steps_questions_follow_from_step_and_seed_alone(examples, clips):
     assert asker.draw(7, seed=1) == questioner(examples, clips).draw(7, seed=1)
     assert asker.draw(7, seed=1) != asker.draw(8, seed=1)
     assert asker.draw(7, seed=1) != asker.draw(7, seed=2)
+
+
+def test_a_stage_that_its_data_cannot_answer_is_refused(examples, clips):
+    with pytest.raises(TrainingError, match="`transcripts` above 0"):
+        Questioner(examples, clips, {}, stage())
+    with pytest.raises(TrainingError, match="`speech: false`"):
+        questioner(examples, clips[:5], tasks={"speech_activity": 1.0})
+    with pytest.raises(TrainingError, match="`lang: en`"):
+        questioner(examples, clips[5:])
 
 
 def test_lookalikes_share_letters_and_never_are_the_word_itself():
