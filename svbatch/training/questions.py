@@ -62,9 +62,7 @@ class Questioner:
     def _refuse_what_nothing_answers(self) -> None:
         asked, modes = self._stage.tasks.keys(), self._stage.modes.keys()
         if asked & {"asr", "keyword_search"} and not self._spoken:
-            raise TrainingError(
-                "asr and keyword_search want examples with `text` and `lang: en`; add some"
-            )
+            raise TrainingError("asr and keyword_search want examples with `text` and `lang: en`; add some")
         if asked & {"asr", "keyword_search"} and modes - {"audio"} and not self._transcribed:
             raise TrainingError("modes text and both want transcripts; set the recipe's `transcripts` above 0")
         if "speech_activity" in asked and not (self._quiet and self._heard):
