@@ -30,10 +30,15 @@ def best_by_trying_all(labels: list[int], log_probs: np.ndarray) -> float | None
     return max(scores, default=None)
 
 
-def test_words_start_and_end_where_the_posterior_says_them():
+def test_words_start_one_embedding_before_the_posterior_says_them_and_end_with_it():
     log_probs = posteriors([0, 1, 1, 2, 0, 3, 3, 3, 0, 0])
     words = word_times(["Ab,", "c"], [[1, 2], [3]], log_probs)
-    assert rounded(words) == [("Ab,", 0.08, 0.32), ("c", 0.40, 0.64)]
+    assert rounded(words) == [("Ab,", 0.0, 0.32), ("c", 0.32, 0.64)]
+
+
+def test_a_word_ends_where_the_next_one_starts_at_the_latest():
+    words = word_times(["a", "b"], [[1], [2]], posteriors([0, 1, 2, 0]))
+    assert rounded(words) == [("a", 0.0, 0.08), ("b", 0.08, 0.24)]
 
 
 def test_a_token_said_twice_is_parted_by_a_blank():
@@ -50,12 +55,12 @@ def test_a_text_that_the_posterior_does_not_say_is_still_laid_over_it():
 def test_words_that_the_readout_cannot_write_share_the_gap_between_their_neighbours():
     log_probs = posteriors([0, 1, 0, 0, 0, 0, 2, 0])
     words = word_times(["a", "§", "%", "b"], [[1], [], [], [2]], log_probs)
-    assert rounded(words) == [("a", 0.08, 0.16), ("§", 0.16, 0.32), ("%", 0.32, 0.48), ("b", 0.48, 0.56)]
+    assert rounded(words) == [("a", 0.0, 0.16), ("§", 0.16, 0.28), ("%", 0.28, 0.4), ("b", 0.4, 0.56)]
 
 
 def test_words_before_the_first_and_after_the_last_reach_to_the_ends():
     words = word_times(["§", "a", "%"], [[], [1], []], posteriors([0, 0, 1, 0, 0]))
-    assert rounded(words) == [("§", 0.0, 0.16), ("a", 0.16, 0.24), ("%", 0.24, 0.4)]
+    assert rounded(words) == [("§", 0.0, 0.08), ("a", 0.08, 0.24), ("%", 0.24, 0.4)]
 
 
 @pytest.mark.parametrize("classes", [[[1, 2], [3]], [[], []]], ids=["too long", "unwritable"])
