@@ -12,7 +12,7 @@ from svbatch.model import Model
 from svbatch.speech.alignment import Word, word_times
 from svbatch.speech.encoder import encode, num_frames
 from svbatch.speech.projector import num_embeddings
-from svbatch.speech.readout import BLANK, kept, spoken_form
+from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 
 # The read-out alone finds 168 of 175 noises empty. One with few tokens for its length is doubted by the recogniser
@@ -74,7 +74,7 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
         embeddings = torch.from_numpy(projected["embeddings"][i, :length])
         blank = torch.from_numpy(projected["blank"][i, :length])
         log_probs = model.readout.log_probs(embeddings[None], blank[None])[0]
-        speech = embeddings[kept(log_probs[:, BLANK].exp())]
+        speech = model.readout.spoken(embeddings, log_probs)
         read = model.readout.greedy(log_probs)
         hearings.append(Hearing(span.start_s, speech, embeddings, blank, read, transcript=None))
     wanted = [i for i, span in enumerate(spans) if span.transcribed and hearings[i].read]

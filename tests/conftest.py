@@ -5,6 +5,7 @@ typed, timed and committed is what tests can ask of it.
 """
 
 import json
+import os
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +34,28 @@ from svbatch.training.stages import Trained, build
 
 WIDTH = 64
 CONTEXT = 2048
+DATA_VARIABLE = "SVBATCH_TEST_DATA"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WHISPER_TOKENS = ["<|endoftext|>", "<|startoftranscript|>", "<|nospeech|>", "<|notimestamps|>"]
 RECIPE = Path(__file__).parents[1] / "jobs" / "train" / "mini.yaml"
+
+
+@pytest.fixture(scope="session")
+def mini() -> Model:
+    """The shipped bundle in float32; its frozen weights are fetched into the user's cache. For slow tests."""
+    bundle = find_bundle("mini")
+    fetch(bundle)
+    return load_model(bundle, "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def held_out_data() -> Path:
+    """A folder of real recordings with dev.jsonl, none of them trained on. For slow tests."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        pytest.skip(f"{DATA_VARIABLE} is not set: it names a folder with dev.jsonl and its recordings")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")

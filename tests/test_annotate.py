@@ -60,6 +60,21 @@ def test_every_row_is_the_same_alone_and_in_a_batch(recordings, together, tiny_m
     assert compared >= len(recordings) + 10
 
 
+@pytest.mark.slow
+def test_every_row_of_mini_is_the_same_alone_and_in_a_batch(held_out_data, mini):
+    folder = held_out_data / "dev"
+    recordings = [r for i, r in enumerate(iter_recordings([str(folder)], folder)) if i % 15 == 0]
+    together = answer(recordings, mini)
+    compared = 0
+    for recording in recordings:
+        alone = answer([recording], mini)
+        for table in [*VERSIONS, "recordings"]:
+            expected = rows(together, table, recording.path.name)
+            assert differences(expected, rows(alone, table)) == []
+            compared += len(expected)
+    assert compared > 3 * len(recordings)
+
+
 def test_rows_do_not_depend_on_what_else_is_asked(recordings, together, tiny_model):
     alone = answer(recordings, tiny_model, [task for task in TASKS if task.name == "speech_activity"])
     assert differences(rows(together, "speech_activity"), rows(alone, "speech_activity")) == []

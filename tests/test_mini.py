@@ -1,23 +1,27 @@
 """The shipped bundle on real speech. Slow: `pytest -m slow`; SVBATCH_TEST_DATA names a folder with dev.jsonl."""
 
-import os
+import itertools
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
+from numpy.typing import NDArray
+
+from svbatch.ask import read, transcribe
+from svbatch.hear import Span, hear
+from svbatch.model import Model
+from svbatch.tasks.task import load_task
+from svbatch.training.data import read_manifest, read_waveform
+from svbatch.training.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
 JOBS = Path(__file__).parents[1] / "jobs"
-
-
-@pytest.fixture(scope="module")
-def data() -> Path:
-    folder = os.environ.get("SVBATCH_TEST_DATA")
-    if not folder:
-        pytest.skip("SVBATCH_TEST_DATA is not set: it names a folder with dev.jsonl and its recordings")
-    return Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +57,34 @@ def test_words_have_times_inside_their_recording(quickstart: Path) -> None:
         assert row["words"][-1]["end"] <= row["end"] + 0.08
 
 
-def test_recogniser_reads_librispeech_with_at_most_six_percent_errors(data: Path) -> None:
-    from svbatch.bundle import find_bundle
-    from svbatch.fetch import fetch
-    from svbatch.model import load_model
-    from svbatch.training.data import read_manifest
-    from svbatch.training.evaluate import evaluate
-
-    bundle = find_bundle("mini")
-    fetch(bundle)
-    examples = [e for e in read_manifest(data / "dev.jsonl") if e.source == "librispeech_devclean"]
-    figures = evaluate(examples, load_model(bundle, "cpu", "float32"), seed=0)
+def test_recogniser_reads_librispeech_with_at_most_six_percent_errors(held_out_data: Path, mini: Model) -> None:
+    examples = [e for e in read_manifest(held_out_data / "dev.jsonl") if e.source == "librispeech_devclean"]
+    figures = evaluate(examples, mini, seed=0)
     assert figures["asr"]["librispeech_devclean"]["recogniser"] <= 6.0
+
+
+def test_a_draft_changes_the_time_and_not_the_text_of_any_recording(held_out_data: Path, mini: Model) -> None:
+    question = load_task("asr", Path()).questions()[0]
+    seconds = {True: 0.0, False: 0.0}
+    compared = 0
+    waveforms_of_all = _windows(held_out_data)
+    while waveforms := list(itertools.islice(waveforms_of_all, 8)):
+        with torch.inference_mode():
+            hearings = hear([Span(waveform, 0.0, transcribed=False) for waveform in waveforms], mini)
+            prefix = read(hearings, "audio", mini)
+            texts = {}
+            for drafts in (True, False):
+                start = time.perf_counter()
+                texts[drafts] = transcribe(hearings, prefix, question, 120, mini, drafts=drafts)
+                seconds[drafts] += time.perf_counter() - start
+        assert [text.ids for text in texts[True]] == [text.ids for text in texts[False]]
+        compared += len(waveforms)
+    print(f"{compared} recordings, plain decoding takes {seconds[False] / seconds[True]:.2f} times as long")
+    assert compared >= 400
+    assert seconds[False] > 1.5 * seconds[True]
+
+
+def _windows(folder: Path) -> Iterator[NDArray[np.float32]]:
+    """The first 30 s of every recording of dev.jsonl, those of like length together."""
+    waveforms = [read_waveform(example.path)[: 30 * 16_000] for example in read_manifest(folder / "dev.jsonl")]
+    return iter(sorted(waveforms, key=len))

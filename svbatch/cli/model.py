@@ -141,9 +141,8 @@ def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
     """
     from svbatch.bundle import find_bundle
     from svbatch.fetch import fetch
-    from svbatch.training.publish import publish
+    from svbatch.training.publish import make
     from svbatch.training.recipe import load_recipe
-    from svbatch.training.stages import train as train_parts
 
     loaded = load_recipe(recipe)
     base = find_bundle(loaded.parts, base=recipe.parent, cache=cache)
@@ -154,8 +153,7 @@ def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
         "not_for": base.manifest.not_for,
     }
     fetch(base)
-    parts = train_parts(loaded, base, data, output)
-    made = publish(parts, loaded, base, output / "bundle", calibration={}, card=card)
+    made = make(loaded, base, data, output, card)
     click.echo(f"bundle {made.id} in {made.folder}; `svbatch evaluate` measures it")
 
 

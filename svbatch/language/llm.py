@@ -72,7 +72,7 @@ class LanguageModel:
         """
         self._check_context(embeddings.shape[1])
         cache: Any = DynamicCache()
-        self._decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+        self._decoder(inputs_embeds=embeddings, cache=cache, use_cache=True)
         return KeyValueCache((layer.keys, layer.values) for layer in cache.layers)
 
     def extend(
@@ -93,7 +93,7 @@ class LanguageModel:
             inputs_embeds=embeddings,
             position_ids=lengths[:, None] + depths,
             attention_mask=mask,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         ).last_hidden_state
         return hidden

@@ -2,6 +2,8 @@
 
 Logit of token t at embedding x: exp(log_scale) · (2 x·e_t − |e_t|²), which ranks tokens by their distance to x;
 the blank's logit comes from the projector. Trained with CTC (Graves et al., ICML 2006).
+
+The LLM is given what was read, in its own embeddings, with a share of each speech embedding for how it was said.
 """
 
 import re
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 BLANK = 0
+TONE_SHARE = 0.05  # speech embeddings are about ten times as long as the LLM's own
+TONE_EVERY = 8  # of the embeddings that say nothing, one in so many is kept (0.64 s): silence and noise are heard too
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,31 @@ class Readout:
         best = torch.unique_consecutive(log_probs.argmax(dim=1))
         return [int(self.token_ids[c - 1]) for c in best.tolist() if c != BLANK]
 
+    def spoken(self, speech: Tensor, log_probs: Tensor) -> Tensor:
+        """What the LLM is given of one row: (T, E) speech embeddings, (T, 1 + V) log-probabilities -> (K, E) float32.
+
+        Each place becomes Σ p(t) e_t over its tokens plus TONE_SHARE of its speech embedding. Neighbours that say the
+        same token are averaged into one; of those more likely blank than not, one in TONE_EVERY is kept.
+        """
+        probs = log_probs.exp()
+        vectors = probs[:, 1:] @ self.embeddings.float() + TONE_SHARE * speech.float()
+        places = torch.arange(len(probs))
+        says = probs[:, BLANK] < 0.5
+        token = torch.where(says, log_probs[:, 1:].argmax(dim=1), -1 - places)
+        is_first = torch.ones_like(says)
+        is_first[1:] = token[1:] != token[:-1]
+        is_kept = says | (places % TONE_EVERY == 0)
+        group = (is_first & is_kept).cumsum(0)[is_kept] - 1
+        num_groups = int((is_first & is_kept).sum())
+        sums = vectors.new_zeros(num_groups, vectors.shape[1]).index_add(0, group, vectors[is_kept])
+        return sums / group.bincount(minlength=num_groups)[:, None]
+
     def classes(self, ids: Sequence[int]) -> list[int]:
         """Token ids as classes; a token that the read-out does not score is left out."""
         places = torch.searchsorted(self.token_ids, torch.tensor(ids, dtype=torch.long)).clamp(
             max=len(self.token_ids) - 1
         )
         return [int(p) + 1 for p, i in zip(places.tolist(), ids, strict=True) if int(self.token_ids[p]) == i]
-
-
-def kept(blank_probability: Tensor, *, every: int = 8, blank_below: float = 0.5) -> Tensor:
-    """(T,) blank probabilities of one row -> indices of the embeddings given to the LLM.
-
-    Those that say a token, and one in `every` besides (0.64 s), so that silence, noise and tone are heard too.
-    """
-    places = torch.arange(len(blank_probability), device=blank_probability.device)
-    return places[(blank_probability < blank_below) | (places % every == 0)]
 
 
 def spoken_form(text: str) -> str:

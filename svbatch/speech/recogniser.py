@@ -124,7 +124,7 @@ class Recogniser:
 
     def _logits(self, ids: Tensor, heard: Tensor, cache: EncoderDecoderCache) -> Tensor:
         """(B, L) ids, which join the cache -> (B, L, ids) float32; `heard` is read while that is empty."""
-        output = self._decoder(input_ids=ids, encoder_hidden_states=heard, past_key_values=cache, use_cache=True)
+        output = self._decoder(input_ids=ids, encoder_hidden_states=heard, cache=cache, use_cache=True)
         return torch.nn.functional.linear(output.last_hidden_state, self._decoder.embed_tokens.weight).float()
 
 

@@ -72,7 +72,7 @@ def masked(frames: Tensor, lengths: Tensor) -> Tensor:
 def ctc_loss(
     projector: Projector, readout: Readout, frames: Tensor, lengths: Tensor, targets: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(CTC loss per target token, speech embeddings (B, T, E), blank logits (B, T)).
+    """(CTC loss per target token, speech embeddings (B, T, E), log-probabilities (B, T, 1 + V)).
 
     `targets` are read-out classes; an empty one teaches blank. A text too long for its frames costs nothing.
     """
@@ -88,4 +88,4 @@ def ctc_loss(
         reduction="sum",
         zero_infinity=True,
     )
-    return loss / max(1, sum(len(t) for t in targets)), speech, blank
+    return loss / max(1, sum(len(t) for t in targets)), speech, log_probs

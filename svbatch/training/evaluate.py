@@ -27,6 +27,7 @@ from svbatch.training.questions import lookalikes
 log = logging.getLogger(__name__)
 EXAMPLES_AT_ONCE = 8
 MAX_TOKENS = 200
+MIN_ANSWERS = 20
 SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok": "okay"}
 
 
@@ -54,7 +55,7 @@ class Asked:
 
 def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Any]:
     """Figures by task and source. `examples` without a text are judged by speech_activity and silence alone."""
-    evaluated = list(_evaluated(examples, model))
+    evaluated = list(_evaluated(examples, model, ("audio", "both")))
     return {
         "asr": _word_error_rates(evaluated),
         "no_speech_files_without_text": _silent(evaluated),
@@ -64,17 +65,24 @@ def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[st
 
 
 def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, float]:
-    """The temperature of each closed task that makes `examples` most likely; they must be held out of training."""
-    evaluated = [each for each in _evaluated(examples, model) if each.example.labels.get("speech") is not None]
-    answers = [[p["probability"] for p in each.activity["probabilities"]] for each in evaluated]
-    truths = [0 if each.example.labels["speech"] else 1 for each in evaluated]
+    """The temperature of each closed task at which `examples` are most likely; they must be held out of training.
+
+    `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
+    """
+    evaluated = list(_evaluated(examples, model, ()))
+    known = [each for each in evaluated if each.example.labels.get("speech") is not None]
     asked = _asked(evaluated, model, seed)
-    return {
-        "speech_activity": fitted_temperature(answers, truths),
-        "keyword_search": fitted_temperature(
-            [[a.probability, 1 - a.probability] for a in asked], [0 if a.truth else 1 for a in asked]
+    answers = {
+        "speech_activity": (
+            [[p["probability"] for p in each.activity["probabilities"]] for each in known],
+            [0 if each.example.labels["speech"] else 1 for each in known],
+        ),
+        "keyword_search": (
+            [[a.probability, 1 - a.probability] for a in asked],
+            [0 if a.truth else 1 for a in asked],
         ),
     }
+    return {task: fitted_temperature(*own) for task, own in answers.items() if len(own[1]) >= MIN_ANSWERS}
 
 
 def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:
@@ -93,7 +101,8 @@ def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequenc
     return round(float(min(candidates, key=loss)), 4)
 
 
-def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]:
+def _evaluated(examples: Sequence[Example], model: Model, modes: Sequence[Mode]) -> Iterator[Evaluated]:
+    """Every example heard; the LLM transcribes those in English in each of `modes`."""
     activity = load_task("speech_activity", Path())
     for start in tqdm(range(0, len(examples), EXAMPLES_AT_ONCE), desc="evaluate", disable=None):
         batch = examples[start : start + EXAMPLES_AT_ONCE]
@@ -107,7 +116,7 @@ def _evaluated(examples: Sequence[Example], model: Model) -> Iterator[Evaluated]
                 else []
             )
             spoken = [(i, h) for (i, _), h in zip(segments, heard, strict=True) if h.has_speech]
-            texts = _texts([h for _, h in spoken], [_is_english(batch[i]) for i, _ in spoken], model)
+            texts = _texts([h for _, h in spoken], [_is_english(batch[i]) for i, _ in spoken], model, modes)
             in_windows = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in windows], model)
             labels = ask([activity], in_windows, model)["speech_activity"]
         for i, example in enumerate(batch):
@@ -125,14 +134,15 @@ def _is_english(example: Example) -> bool:
     return example.lang == "en" and bool(example.text)
 
 
-def _texts(hearings: Sequence[Hearing], asked: Sequence[bool], model: Model) -> dict[str, list[str]]:
+def _texts(
+    hearings: Sequence[Hearing], asked: Sequence[bool], model: Model, modes: Sequence[Mode]
+) -> dict[str, list[str]]:
     """What each system wrote of each hearing; the LLM is asked only where `asked`, else its text is empty."""
     texts = {
         "recogniser": [h.text for h in hearings],
         "read_out": [model.tokenizer.decode(h.read) for h in hearings],
     }
     question = load_task("asr", Path()).questions()[0]
-    modes: tuple[Mode, ...] = ("audio", "both")
     for mode in modes:
         texts[f"llm_{mode}"] = [""] * len(hearings)
         chosen = [i for i, wish in enumerate(asked) if wish]

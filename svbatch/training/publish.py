@@ -10,13 +10,33 @@ from safetensors.torch import save_file
 
 from svbatch.bundle import Bundle, write_bundle
 from svbatch.language.llm import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
+from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
+from svbatch.training.data import held_out, read_manifest
+from svbatch.training.evaluate import calibrate
 from svbatch.training.recipe import Recipe
-from svbatch.training.stages import Trained
+from svbatch.training.stages import Trained, train
 
 PROJECTOR_GRAPH = "projector.onnx"
 PROJECTOR_WEIGHTS = "projector.safetensors"
 CARD = "README.md"
+
+
+def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[str, Any]) -> Bundle:
+    """Trains by `recipe` as `train` does, publishes in output/bundle, and calibrates on what was held out."""
+    parts = train(recipe, base, data, output)
+    made = publish(parts, recipe, base, output / "bundle", calibration={}, card=card)
+    examples = [e for name in recipe.manifests for e in read_manifest(data / name)]
+    aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
+    model = load_model(made, "cpu", choose_precision("auto", "cpu"))
+    return revised(made, {"calibration": calibrate(aside, model, seed=recipe.seed)})
+
+
+def revised(bundle: Bundle, changes: Mapping[str, Any]) -> Bundle:
+    """The bundle with other values of some keys of bundle.json, which is written anew."""
+    fields = bundle.manifest.model_dump(by_alias=True, exclude={"files"})
+    licences = {name: file.licence for name, file in bundle.manifest.files.items()}
+    return write_bundle(bundle.folder, fields | dict(changes), licences)
 
 
 def publish(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,19 +19,27 @@ from svbatch.training.recipe import LanguageStage, Mode
 
 NUM_NEIGHBOURS = 60  # clips of similar length from which a batch is drawn
 LOOKALIKES = 12
-KEYWORDS_PER_CLIP = 6
+QUIET_SHARE = 0.1  # of hearings without speech, where speech_activity is asked
 Name = TypeVar("Name", bound=str)
+
+
+class Pair(NamedTuple):
+    """One question of a hearing. A closed answer is one of a set of labels; its loss is kept apart from texts'."""
+
+    instruction: str
+    answer: str
+    is_closed: bool
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one clip, and the answers to learn: pairs of instruction and answer, each asked of the same
-    hearing and none seeing another. `transcript` is None in mode audio; in mode text the clip is not heard."""
+    """What is asked of one clip: pairs of instruction and answer, each asked of the same hearing and none seeing
+    another. `transcript` is None in mode audio; in mode text the clip is not heard."""
 
     clip: Clip
     mode: Mode
     transcript: str | None
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
     said: str  # the clip's words in spoken form, for CTC; "" if nobody speaks
 
 
@@ -54,19 +62,19 @@ class Questioner:
         by_length = sorted(clips, key=lambda clip: clip.length)
         self._spoken = [c for c in by_length if c.example in self._said]
         self._transcribed = [c for c in self._spoken if c.example in transcripts]
-        self._heard = [c for c in by_length if examples[c.example].labels.get("speech") is True]
         self._quiet = [c for c in by_length if c.example in silent]
         self._refuse_what_nothing_answers()
         self._words = sorted({w for text in self._said.values() for w in text.split() if len(w) > 2})
+        self._alike: dict[str, list[str]] = {}
 
     def _refuse_what_nothing_answers(self) -> None:
-        asked, modes = self._stage.tasks.keys(), self._stage.modes.keys()
-        if asked & {"asr", "keyword_search"} and not self._spoken:
-            raise TrainingError("asr and keyword_search want examples with `text` and `lang: en`; add some")
-        if asked & {"asr", "keyword_search"} and modes - {"audio"} and not self._transcribed:
+        asked, modes = self._stage.questions.keys(), self._stage.modes.keys()
+        if not self._spoken:
+            raise TrainingError("no example has `text` and `lang: en`; add some")
+        if modes - {"audio"} and not self._transcribed:
             raise TrainingError("modes text and both want transcripts; set the recipe's `transcripts` above 0")
-        if "speech_activity" in asked and not (self._quiet and self._heard):
-            raise TrainingError("speech_activity wants examples with `speech: true` and with `speech: false`; add some")
+        if "speech_activity" in asked and not self._quiet:
+            raise TrainingError("speech_activity wants examples with `speech: false` too; add some")
 
     def draw(self, step: int, seed: int) -> list[Question]:
         """The questions of one step, of clips similar in length, up to the stage's positions."""
@@ -76,28 +84,31 @@ class Questioner:
         used = 0.0
         while used < self._stage.tokens_per_batch:
             question = self._one(quantile, random)
+            if not question.pairs:
+                continue
             questions.append(question)
-            used += question.clip.length * 0.1 + len(question.transcript or "") / 4
-            used += sum(20 + len(answer) / 4 for _, answer in question.pairs)
+            used += 10 + question.clip.length * 0.1 + len(question.transcript or "") / 4
+            used += sum(20 + len(pair.answer) / 4 for pair in question.pairs)
         return questions
 
     def _one(self, quantile: float, random: np.random.Generator) -> Question:
-        task = _choice(self._stage.tasks, random)
+        if "speech_activity" in self._stage.questions and random.random() < QUIET_SHARE:
+            clip = _near(self._quiet, quantile, random)
+            return Question(clip, "audio", None, (_activity("no_speech", random),), "")
         mode = _choice(self._stage.modes, random)
-        if task == "speech_activity":
-            speaks = random.random() < 0.5
-            clip = _near(self._heard if speaks else self._quiet, quantile, random)
-            return self._ask(clip, "audio", [(_wording(_LOADED[task], random), "speech" if speaks else "no_speech")])
         clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
-        said = self._said[clip.example].strip()
-        if task == "asr":
-            return self._ask(clip, mode, [(_wording(_LOADED[task], random), said)])
-        words = [self._keyword(said, random) for _ in range(KEYWORDS_PER_CLIP)]
-        return self._ask(clip, mode, [(_keyword_wording(w, random), "yes" if here else "no") for w, here in words])
-
-    def _ask(self, clip: Clip, mode: Mode, pairs: Sequence[tuple[str, str]]) -> Question:
-        transcript = None if mode == "audio" else self._transcripts[clip.example]
-        return Question(clip, mode, transcript, tuple(pairs), self._said.get(clip.example, ""))
+        said = self._said[clip.example]
+        pairs: list[Pair] = []
+        for task, number in self._stage.questions.items():
+            for _ in range(int(number + random.random())):
+                if task == "asr":
+                    pairs.append(Pair(_wording(_LOADED[task], random), said.strip(), is_closed=False))
+                elif task == "keyword_search":
+                    word, is_said = self._keyword(said, random)
+                    pairs.append(Pair(_keyword_wording(word, random), "yes" if is_said else "no", is_closed=True))
+                elif mode == "audio":
+                    pairs.append(_activity("speech", random))
+        return Question(clip, mode, None if mode == "audio" else self._transcripts[clip.example], tuple(pairs), said)
 
     def _keyword(self, said: str, random: np.random.Generator) -> tuple[str, bool]:
         """A word and whether it is said: half are; of the others half look like one that is."""
@@ -106,11 +117,16 @@ class Questioner:
         if random.random() < 0.5:
             return present, True
         if random.random() < 0.5:
-            alike = [w for w in lookalikes(present, self._words) if w not in words]
-            if alike:
+            if present not in self._alike:
+                self._alike[present] = lookalikes(present, self._words)
+            if alike := [w for w in self._alike[present] if w not in words]:
                 return str(random.choice(alike)), False
         other = str(random.choice(self._words))
         return other, other in said.split()
+
+
+def _activity(label: str, random: np.random.Generator) -> Pair:
+    return Pair(_wording(_LOADED["speech_activity"], random), label, is_closed=True)
 
 
 def lookalikes(word: str, vocabulary: Sequence[str]) -> list[str]:

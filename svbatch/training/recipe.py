@@ -10,6 +10,7 @@ from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import Schedule
 
 Mode = Literal["audio", "text", "both"]
+Task = Literal["asr", "keyword_search", "speech_activity"]
 
 
 class _Part(BaseModel):
@@ -37,11 +38,14 @@ class AlignStage(_Part):
 
 
 class LanguageStage(_Part):
-    """Questions asked of the frozen LLM; trains what the schedule names: projector, or projector and adapter."""
+    """Questions asked of the frozen LLM; trains what the schedule names: projector, or projector and adapter.
+
+    questions: how many of each task are asked of a hearing on average. modes: shares of the hearings.
+    """
 
     tokens_per_batch: int
     ctc_weight: float
-    tasks: dict[str, float]
+    questions: dict[Task, float]
     modes: dict[Mode, float]
     schedule: Schedule
 

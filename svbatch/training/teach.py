@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from svbatch.speech.projector import Projector
-from svbatch.speech.readout import Readout, kept
+from svbatch.speech.projector import Projector, num_embeddings
+from svbatch.speech.readout import Readout
 from svbatch.tasks import prompts
 from svbatch.training.align import ctc_loss, masked, padded_frames, stretched
 from svbatch.training.questions import Question
@@ -24,24 +24,21 @@ class Teacher:
         self._tokenizer = tokenizer
 
     def losses(self, questions: Sequence[Question], *, ctc_weight: float) -> dict[str, Tensor]:
-        """`answer`: cross-entropy per answer token; `ctc`: the read-out's, weighted. Both scalars with gradients."""
+        """`text` and `label`: cross-entropy per token of open and of closed answers, where any were asked; `ctc`: the
+        read-out's, weighted. Scalars with gradients."""
         frames, lengths = stretched(*padded_frames([q.clip for q in questions]))
         tokens = [self._tokenizer.encode(q.said, add_special_tokens=False).ids for q in questions]
         targets = [torch.tensor(self._readout.classes(ids), dtype=torch.long) for ids in tokens]
-        ctc, speech, blank = ctc_loss(self._projector, self._readout, masked(frames, lengths), lengths, targets)
-        vectors = [
-            self._speech(speech[i], blank[i], int(lengths[i] + 3) // 4) if q.mode != "text" else speech[i, :0]
-            for i, q in enumerate(questions)
+        ctc, speech, log_probs = ctc_loss(self._projector, self._readout, masked(frames, lengths), lengths, targets)
+        sizes = [
+            num_embeddings(length) if q.mode != "text" else 0
+            for q, length in zip(questions, lengths.tolist(), strict=True)
         ]
-        return {"answer": self.answer_loss(questions, vectors), "ctc": ctc_weight * ctc}
+        vectors = [self._readout.spoken(speech[i, :size], log_probs[i, :size]) for i, size in enumerate(sizes)]
+        return self.answer_losses(questions, vectors) | {"ctc": ctc_weight * ctc}
 
-    def _speech(self, speech: Tensor, blank: Tensor, length: int) -> Tensor:
-        """The embeddings of one row that a run would keep, (K, E)."""
-        log_probs = self._readout.log_probs(speech[None, :length].detach(), blank[None, :length].detach())
-        return speech[:length][kept(log_probs[0, :, 0].exp())]
-
-    def answer_loss(self, questions: Sequence[Question], speech: Sequence[Tensor]) -> Tensor:
-        """Cross-entropy per answer token, given each question's speech embeddings (K, E)."""
+    def answer_losses(self, questions: Sequence[Question], speech: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`text` and `label` of `losses`, given each question's speech embeddings (K, E)."""
         embed = self._llm.get_input_embeddings()  # type: ignore[operator]
         prompts_of = [_laid_out(self._tokenizer, q, len(v)) for q, v in zip(questions, speech, strict=True)]
         rows = [
@@ -62,13 +59,17 @@ class Teacher:
             picked = [hidden[i, laid.answers - 1] for i, laid in enumerate(prompts_of)]
             logits = torch.cat(picked) @ embed.weight.T
         ids = torch.cat([laid.answer_ids for laid in prompts_of])
-        return nn.functional.cross_entropy(logits.float(), ids)
+        each = nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+        closed = torch.cat([laid.is_closed for laid in prompts_of])
+        kinds = {"text": each[~closed], "label": each[closed]}
+        return {kind: losses.mean() for kind, losses in kinds.items() if len(losses)}
 
 
 @dataclass(frozen=True)
 class _Laid:
     """One row: ids before and after the speech embeddings, and for each of its N places its position, and the pair
-    it belongs to (0: the prefix that all pairs see). `answers` are the places of the answers' tokens."""
+    it belongs to (0: the prefix that all pairs see). `answers` are the places of the answers' tokens, `is_closed`
+    says of each whether its answer is a label."""
 
     before: Tensor
     after: Tensor
@@ -76,6 +77,7 @@ class _Laid:
     pair: Tensor
     answers: Tensor
     answer_ids: Tensor
+    is_closed: Tensor
 
     def mask(self, size: int) -> Tensor:
         """(size, size), True where a place sees another: the prefix, and its own pair up to itself."""
@@ -93,12 +95,15 @@ def _laid_out(tokenizer: Tokenizer, question: Question, num_vectors: int) -> _La
     positions, pair = list(range(num_prefix)), [0] * num_prefix
     answers: list[int] = []
     answer_ids: list[int] = []
-    for number, (instruction, answer) in enumerate(question.pairs, 1):
-        asked, said = prompts.question_ids(tokenizer, instruction), prompts.answer_ids(tokenizer, answer)
+    is_closed: list[bool] = []
+    for number, asked_of in enumerate(question.pairs, 1):
+        asked = prompts.question_ids(tokenizer, asked_of.instruction)
+        said = prompts.answer_ids(tokenizer, asked_of.answer)
         start = len(pair) + len(asked)
         answers += range(start, start + len(said))
         answer_ids += said
+        is_closed += [asked_of.is_closed] * len(said)
         after += asked + said
         positions += range(num_prefix, num_prefix + len(asked) + len(said))
         pair += [number] * (len(asked) + len(said))
-    return _Laid(*(torch.tensor(each) for each in (before, after, positions, pair, answers, answer_ids)))
+    return _Laid(*(torch.tensor(each) for each in (before, after, positions, pair, answers, answer_ids, is_closed)))

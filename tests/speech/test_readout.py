@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from svbatch.speech.readout import BLANK, Readout, kept, spoken_form
+from svbatch.speech.readout import BLANK, TONE_EVERY, TONE_SHARE, Readout, spoken_form
 
 
 @pytest.fixture
@@ -49,11 +49,39 @@ def test_tokens_that_are_not_scored_have_no_class(readout):
     assert BLANK == 0
 
 
-def test_the_llm_is_given_what_says_a_token_and_one_in_eight_besides():
-    blank_probability = torch.ones(20)
-    blank_probability[[3, 4, 17]] = 0.2
-    assert kept(blank_probability).tolist() == [0, 3, 4, 8, 16, 17]
-    assert kept(torch.zeros(0)).tolist() == []
+def read_as(readout: Readout, path: list[int], sureness: float = 40.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random speech embeddings, and log-probabilities that say the classes of `path`."""
+    logits = sureness * torch.nn.functional.one_hot(torch.tensor(path, dtype=torch.long), 4).float()
+    speech = torch.randn(len(path), 2, generator=torch.Generator().manual_seed(len(path)))
+    return speech, logits.log_softmax(1)
+
+
+def test_the_llm_is_given_what_is_said_and_one_in_eight_of_what_is_not(readout):
+    path = [0] * 20
+    path[3], path[4], path[17] = 1, 1, 2
+    speech, log_probs = read_as(readout, path)
+    token = readout.embeddings
+    expected = [
+        TONE_SHARE * speech[0],
+        token[0] + TONE_SHARE * (speech[3] + speech[4]) / 2,
+        TONE_SHARE * speech[TONE_EVERY],
+        TONE_SHARE * speech[2 * TONE_EVERY],
+        token[1] + TONE_SHARE * speech[17],
+    ]
+    assert torch.allclose(readout.spoken(speech, log_probs), torch.stack(expected), atol=1e-6)
+    assert readout.spoken(speech[:0], log_probs[:0]).shape == (0, 2)
+
+
+def test_a_token_said_twice_with_a_blank_between_is_given_twice(readout):
+    speech, log_probs = read_as(readout, [0, 2, 0, 2, 3])
+    assert len(readout.spoken(speech, log_probs)) == 4
+    assert readout.greedy(log_probs) == [20, 20, 31]
+
+
+def test_an_unsure_embedding_is_the_mean_of_what_it_may_say(readout):
+    log_probs = torch.tensor([[0.1, 0.6, 0.3, 0.0]]).log()
+    expected = 0.6 * readout.embeddings[0] + 0.3 * readout.embeddings[1]
+    assert torch.allclose(readout.spoken(torch.zeros(1, 2), log_probs), expected[None])
 
 
 @pytest.mark.parametrize(

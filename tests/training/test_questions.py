@@ -23,7 +23,7 @@ def stage(**changes: object) -> LanguageStage:
     settings = {
         "tokens_per_batch": 600,
         "ctc_weight": 0.3,
-        "tasks": {"keyword_search": 1.0},
+        "questions": {"keyword_search": 5.0},
         "modes": {"audio": 0.5, "both": 0.5},
         "schedule": Schedule(steps=1, learning_rate={}),
     }
@@ -52,7 +52,8 @@ def drawn(asker: Questioner, steps: int) -> list[Question]:
 def test_keyword_answers_are_true_and_each_about_half(examples, clips):
     answers = []
     for question in drawn(questioner(examples, clips), 30):
-        for instruction, answer in question.pairs:
+        for instruction, answer, is_closed in question.pairs:
+            assert is_closed
             [keyword] = re.findall(r'"([^"]+)"', instruction)
             assert answer == ("yes" if keyword in question.said.split() else "no")
             answers.append(answer)
@@ -60,19 +61,27 @@ def test_keyword_answers_are_true_and_each_about_half(examples, clips):
     assert 0.4 < answers.count("yes") / len(answers) < 0.65
 
 
-def test_speech_activity_answers_are_true_and_both_are_asked(examples, clips):
-    questions = drawn(questioner(examples, clips, tasks={"speech_activity": 1.0}), 20)
+def test_speech_activity_answers_are_true_and_both_are_asked_of_sound_alone(examples, clips):
+    questions = drawn(questioner(examples, clips, questions={"speech_activity": 1.0}), 20)
     for question in questions:
         expected = "speech" if examples[question.clip.example].labels["speech"] else "no_speech"
-        assert [answer for _, answer in question.pairs] == [expected]
+        assert [pair.answer for pair in question.pairs] == [expected]
         assert (question.mode, question.transcript) == ("audio", None)
-    assert {question.pairs[0][1] for question in questions} == {"speech", "no_speech"}
+    assert {question.pairs[0].answer for question in questions} == {"speech", "no_speech"}
 
 
 def test_transcripts_to_write_are_in_spoken_form(examples, clips):
-    for question in drawn(questioner(examples, clips, tasks={"asr": 1.0}), 5):
-        [(_, answer)] = question.pairs
+    for question in drawn(questioner(examples, clips, questions={"asr": 1.0}), 5):
+        [(_, answer, is_closed)] = question.pairs
         assert answer == question.said.strip() == answer.lower()
+        assert not is_closed
+
+
+def test_one_hearing_is_asked_everything_as_often_as_the_recipe_says(examples, clips):
+    shares = {"asr": 0.5, "keyword_search": 3.0}
+    questions = drawn(questioner(examples, clips, questions=shares), 40)
+    assert {sum(pair.is_closed for pair in question.pairs) for question in questions} == {3}
+    assert 0.35 < sum(not p.is_closed for q in questions for p in q.pairs) / len(questions) < 0.65
 
 
 def test_what_is_read_is_the_recognisers_transcript_and_nothing_in_mode_audio(examples, clips):
@@ -92,7 +101,7 @@ def test_a_stage_that_its_data_cannot_answer_is_refused(examples, clips):
     with pytest.raises(TrainingError, match="`transcripts` above 0"):
         Questioner(examples, clips, {}, stage())
     with pytest.raises(TrainingError, match="`speech: false`"):
-        questioner(examples, clips[:5], tasks={"speech_activity": 1.0})
+        questioner(examples, clips[:5], questions={"speech_activity": 1.0})
     with pytest.raises(TrainingError, match="`lang: en`"):
         questioner(examples, clips[5:])
 

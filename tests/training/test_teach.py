@@ -5,11 +5,15 @@ import torch
 
 from svbatch.tasks import prompts
 from svbatch.training.frames import Clip
-from svbatch.training.questions import Question
+from svbatch.training.questions import Pair, Question
 from svbatch.training.teach import Teacher
 
 CLIP = Clip(0, Path("shard.npy"), 0, 100)
-PAIRS = (("is rain said", "yes"), ("is train said", "no"), ("what is said", "the rain"))
+PAIRS = (
+    Pair("is rain said", "yes", is_closed=True),
+    Pair("is train said", "no", is_closed=True),
+    Pair("what is said", "the rain", is_closed=False),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +39,18 @@ def test_pairs_of_one_hearing_are_learnt_as_if_each_was_asked_alone(tiny_parts, 
     teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer)
     mode = "audio" if transcript is None else "both"
     questions = [Question(CLIP, mode, transcript, PAIRS, ""), Question(CLIP, mode, transcript, PAIRS[:1], "")]
+    asked = [*((speech, pair) for pair in PAIRS), (speech[:3], PAIRS[0])]
     with torch.inference_mode():
-        together = float(teacher.answer_loss(questions, [speech, speech[:3]]))
-        sums = [alone(parts, speech, transcript, *pair) for pair in PAIRS]
-        sums.append(alone(parts, speech[:3], transcript, *PAIRS[0]))
-    num_tokens = sum(len(prompts.answer_ids(parts.tokenizer, answer)) for _, answer in (*PAIRS, PAIRS[0]))
-    assert together == pytest.approx(sum(sums) / num_tokens, rel=2e-2)
+        together = teacher.answer_losses(questions, [speech, speech[:3]])
+        judged = [(pair, alone(parts, heard, transcript, pair.instruction, pair.answer)) for heard, pair in asked]
+    for kind, is_closed in (("label", True), ("text", False)):
+        own = [(pair, loss) for pair, loss in judged if pair.is_closed == is_closed]
+        num_tokens = sum(len(prompts.answer_ids(parts.tokenizer, pair.answer)) for pair, _ in own)
+        assert float(together[kind]) == pytest.approx(sum(loss for _, loss in own) / num_tokens, rel=2e-2)
+
+
+def test_what_was_not_asked_has_no_loss(tiny_parts, speech):
+    parts = tiny_parts
+    teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer)
+    with torch.inference_mode():
+        assert teacher.answer_losses([Question(CLIP, "audio", None, PAIRS[:2], "")], [speech]).keys() == {"label"}
