@@ -56,8 +56,8 @@ class Teacher:
                 position_ids=positions,
                 use_cache=False,
             ).last_hidden_state
-            picked = [hidden[i, laid.answers - 1] for i, laid in enumerate(prompts_of)]
-            logits = torch.cat(picked) @ embed.weight.T
+            places = torch.cat([i * hidden.shape[1] + laid.answers - 1 for i, laid in enumerate(prompts_of)])
+            logits = hidden.flatten(0, 1)[places] @ embed.weight.T
         ids = torch.cat([laid.answer_ids for laid in prompts_of])
         each = nn.functional.cross_entropy(logits.float(), ids, reduction="none")
         closed = torch.cat([laid.is_closed for laid in prompts_of])

@@ -1,0 +1,171 @@
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from batches import asr, commit, expected, failures, files_of, recordings, snapshot, texts
+
+from svbatch.errors import BusyError, OutputError
+from svbatch.tables.schemas import arrow_schema
+from svbatch.tables.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_commit_that_stops_before_recordings_is_mended_by_the_next(store):
+    commit(store, {"/a": "alpha", "/b": "beta"})
+    unwritable = recordings({"/a": "second", "/c": "gamma"}).append_column("extra", pa.array([1, 2]))
+    with pytest.raises(OutputError):
+        store.commit({"asr": asr({"/a": "second", "/c": "gamma"})}, failures(), unwritable)
+    assert texts(store) == expected({"/a": "second", "/b": "beta", "/c": "gamma"})
+    assert sorted(store.recordings()["uri"].to_pylist()) == ["/a", "/b"]
+    commit(store, {"/a": "third", "/c": "gamma"})
+    assert texts(store) == expected({"/a": "third", "/b": "beta", "/c": "gamma"})
+    assert sorted(store.recordings()["uri"].to_pylist()) == ["/a", "/b", "/c"]
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[2])
+from batches import commit
+from svbatch.tables.store import Store
+
+store = Store(Path(sys.argv[1]))
+with store.lock():
+    print("locked", flush=True)
+    for turn in range(10_000):
+        commit(store, {"/a": f"turn {turn}", "/b": "beta", f"/{turn % 7}": "gamma"})  # digits sort before a
+        if turn % 5 == 4:
+            store.tidy()
+"""
+
+
+def start_endless(output):
+    """A process that holds the lock of `output` and commits until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(output), str(Path(__file__).parent)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    with process.stdout as printed:
+        assert printed.readline() == b"locked\n"
+    return process
+
+
+def test_kill_at_any_moment_leaves_nothing_double_and_nothing_half(tmp_path):
+    store = Store(tmp_path)
+    chance = random.Random(0)
+    for _ in range(3):
+        process = start_endless(tmp_path)
+        time.sleep(0.2 + 0.5 * chance.random())
+        process.kill()
+        process.wait()
+        with store.lock():
+            store.prepare({"asr": arrow_schema("asr")})  # as every run does
+            keys = store.read("asr").select(["uri", "start"]).to_pylist()
+            assert len(keys) == len({tuple(key.values()) for key in keys})
+            store.tidy()
+            commit(store, {"/a": "after", "/b": "beta"})
+            store.tidy()
+            assert texts(store)[-4:] == expected({"/a": "after", "/b": "beta"})
+            assert files_of(store, "asr") == snapshot(store, "asr")
+
+
+def test_what_a_killed_writer_left_is_removed(store):
+    commit(store, {"/a": "alpha"})
+    before = files_of(store, "asr")
+    for name in ("part-0.parquet", "part-1.parquet#1", "_delta_log/00000000000000000009.json#1"):
+        (store.output / "asr" / name).write_bytes(b"half")
+    store.tidy()
+    assert files_of(store, "asr") == before
+    assert list((store.output / "asr").rglob("*#*")) == []
+
+
+def test_an_output_held_by_another_process_is_busy_until_that_is_killed(tmp_path):
+    process = start_endless(tmp_path)
+    store = Store(tmp_path)
+    with pytest.raises(BusyError, match=f"process {process.pid} is writing there; try again"), store.lock():
+        pass
+    process.kill()
+    process.wait()
+    with store.lock(), pytest.raises(BusyError, match=str(os.getpid())), Store(tmp_path).lock():
+        pass
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for output in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(OutputError, match=r"out.*cannot be written there .*; give `output` a folder"):
+            Store(output)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_in_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    for output in (tmp_path, tmp_path / "out"):
+        with pytest.raises(OutputError, match=r"cannot be written there .*Permission denied"):
+            Store(output)
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["50%", "a[1]", "a|b", "tab\t"])
+def test_an_output_whose_name_delta_cannot_bear_is_refused(tmp_path, name):
+    with pytest.raises(OutputError, match="cannot lie under a path with"):
+        Store(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["with space", "grüße", "a#b?c", "it's", "sub/../other"])
+def test_an_output_may_have_any_other_name(tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    store = Store(tmp_path / name)
+    with store.lock():
+        for said in ("one", "two"):
+            commit(store, {"/a": said})
+        store.tidy()
+    assert texts(store) == expected({"/a": "two"})
+    assert len(pl.read_parquet(list((tmp_path / name).glob("asr/*.parquet")))) == 2
+
+
+def test_a_folder_that_is_no_table_is_refused_and_kept(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "asr").mkdir()
+    (tmp_path / "asr" / "mine.parquet").write_text("mine")
+    with pytest.raises(OutputError, match="asr: not a table of svbatch; move it away"):
+        store.prepare({"asr": arrow_schema("asr")})
+    store.tidy()
+    assert (tmp_path / "asr" / "mine.parquet").read_text() == "mine"
+
+
+def test_a_table_with_other_columns_is_refused_and_names_them(store):
+    wider = arrow_schema("asr").append(pa.field("extra", pa.int32(), nullable=False))
+    with pytest.raises(OutputError, match=r"asr: .*held: no other; to write: extra int32 not null.*choose"):
+        store.prepare({"asr": wider})
+
+
+def test_a_damaged_table_is_an_error_in_one_line(store):
+    commit(store, {"/a": "alpha"})
+    for path in (store.output / "asr").glob("*.parquet"):
+        path.write_bytes(b"PAR1 garbage PAR1")
+    with pytest.raises(OutputError, match=r"^[^\n]*asr: cannot be read or written[^\n]*$"):
+        store.read("asr")
+    with pytest.raises(OutputError, match="there is no table nothing"):
+        store.read("nothing")
+
+
+def test_tables_and_store_import_no_model():
+    command = "import svbatch.tables.store, sys; sys.exit({'torch', 'transformers'} & set(sys.modules) or 0)"
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)
+
+
+def test_a_lock_that_cannot_be_opened_is_an_error_of_the_output(tmp_path):
+    (tmp_path / ".svbatch.lock").mkdir()
+    with pytest.raises(OutputError, match=r"lock: Is a directory; remove it"), Store(tmp_path).lock():
+        pass
