@@ -47,7 +47,7 @@ class KeyValueCache:
             wanted = -(-self._used // CAPACITY_STEP) * CAPACITY_STEP
             self._layers = [(_lengthened(keys, wanted), _lengthened(values, wanted)) for keys, values in self]
 
-    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Writes (B, key-value heads, N, head width) where `aim` said; returns all slots in use."""
         all_keys, all_values = self._layers[layer_index]
         all_keys[self._rows, :, self._slots] = keys.transpose(1, 2)

@@ -148,15 +148,15 @@ def test_export_refuses_a_folder_that_is_no_model(tmp_path):
     assert not (tmp_path / "graph").exists()
 
 
-def test_train_writes_a_bundle_that_checks(tiny_base, bursts, tmp_path):
+def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_path):
     rows = []
-    for number, text in enumerate(["the rain", "in the train", "an inn", "three men", None, None]):
-        soundfile.write(tmp_path / f"{number}.wav", bursts(1.0 + 0.2 * number, seed=number), 16_000)
+    for number, text in enumerate(["the rain", "in the train", "an inn", "three men", None, None] * 8):
+        soundfile.write(tmp_path / f"{number}.wav", bursts(1.0 + 0.02 * number, seed=number), 16_000)
         row = {"audio": f"{number}.wav", "text": text, "lang": "en", "speech": text is not None}
         rows.append(row | {"source": "made", "licence": "CC0-1.0"})
     (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe |= {"name": "taught", "parts": str(tiny_base.folder), "readout_tokens": 60}
+    recipe |= {"name": "taught", "parts": str(tiny_base.folder), "readout_tokens": 60, "held_out_every": 2}
     recipe["projector"] = {"width": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
     recipe["adapter"] = {"rank": 2, "alpha": 4, "targets": ["q_proj"]}
     for stage in ("align", "asr", "tasks"):
@@ -169,7 +169,8 @@ def test_train_writes_a_bundle_that_checks(tiny_base, bursts, tmp_path):
     made = find_bundle(str(tmp_path / "out" / "bundle"), cache=tiny_base.cache)
     assert said.splitlines()[-1].startswith(f"bundle {made.id} in {made.folder}")
     assert made.check() == []
-    assert made.manifest.data == [{"source": "made", "licence": "CC0-1.0", "examples": 6}]
+    assert made.manifest.data == [{"source": "made", "licence": "CC0-1.0", "examples": 48}]
+    assert made.manifest.calibration["speech_activity"] > 0
 
 
 def test_train_refuses_missing_data_before_any_work(tiny_base, tmp_path):
