@@ -52,7 +52,7 @@ def iter_recordings(corpus: Sequence[str], base: Path) -> Iterator[Recording]:
         for path in _iter_audio(root, ()):
             if path not in listed:
                 listed.add(path)
-                yield _recording(path)
+                yield recording_at(path)
     if not listed:
         raise CorpusError(
             f"corpus: no recording in {_quoted(corpus)} (looked for {', '.join(AUDIO_SUFFIXES)}); "
@@ -96,7 +96,8 @@ def _iter_audio(path: Path, above: tuple[str, ...]) -> Iterator[Path]:
             yield from _iter_audio(child, (*above, real))
 
 
-def _recording(path: Path) -> Recording:
+def recording_at(path: Path) -> Recording:
+    """The recording of one file, as it is now."""
     try:
         status = path.stat()
     except OSError:

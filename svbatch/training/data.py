@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from svbatch.errors import TrainingError
+from svbatch.corpus.decode import SAMPLE_RATE_HZ, decode
+from svbatch.corpus.sources import recording_at
+from svbatch.errors import RecordingError, TrainingError
 
-SAMPLE_RATE_HZ = 16_000
 MAX_SECONDS = 29.0
 NAMED = ("audio", "text", "speaker", "source", "licence", "lang")
 
@@ -75,13 +75,11 @@ def held_out(examples: Sequence[Example], *, every: int) -> set[int]:
 
 
 def read_waveform(path: Path) -> NDArray[np.float32]:
-    """(S,) float32, mono, 16 kHz. Raises TrainingError naming the file."""
+    """(S,) float32, mono, 16 kHz, decoded as a run decodes it. Raises TrainingError naming the file."""
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise TrainingError(f"{path}: cannot be read ({error}); take it out of the manifest") from error
-    mono: NDArray[np.float32] = samples.mean(axis=1)
-    return mono if rate == SAMPLE_RATE_HZ else soxr.resample(mono, rate, SAMPLE_RATE_HZ).astype(np.float32)
+        return decode(recording_at(path)).waveform
+    except RecordingError as error:
+        raise TrainingError(f"{error}, or take it out of the manifest") from error
 
 
 def augmented(
@@ -117,5 +115,5 @@ def iter_waveforms(examples: Sequence[Example]) -> Iterator[tuple[int, NDArray[n
     """(index, waveform) of every example that fits a window; longer ones are left out."""
     for index, example in enumerate(examples):
         waveform = read_waveform(example.path)
-        if 0 < len(waveform) <= MAX_SECONDS * SAMPLE_RATE_HZ:
+        if len(waveform) <= MAX_SECONDS * SAMPLE_RATE_HZ:
             yield index, waveform

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from svbatch.corpus.decode import SAMPLE_RATE_HZ
 from svbatch.onnx import OnnxSession
 from svbatch.speech.encoder import encode
 from svbatch.speech.recogniser import Recogniser
-from svbatch.training.data import MAX_SECONDS, SAMPLE_RATE_HZ, Example, read_waveform
+from svbatch.training.data import MAX_SECONDS, Example, read_waveform
 
 BATCH = 8
 
@@ -37,7 +38,7 @@ def recognised(
         for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
             batch = missing[start : start + BATCH]
             sounds = [read_waveform(examples[i].path) for i in batch]
-            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if 0 < len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
+            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
             frames = torch.from_numpy(encode(encoder, [sound for _, sound in fitting]))
             for (i, _), transcript in zip(fitting, recogniser.transcribe(frames), strict=True):
                 done[str(examples[i].path)] = transcript.text

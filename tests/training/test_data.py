@@ -53,16 +53,21 @@ def test_examples_without_a_speaker_are_held_out_one_by_one():
 
 
 def test_waveforms_are_mono_at_16_khz_and_those_that_fit_no_window_are_left_out(tmp_path):
-    sounds = {"stereo.wav": np.full((8_000, 2), 0.5), "long.wav": np.zeros(8_000 * 30), "empty.wav": np.zeros(0)}
+    sounds = {"stereo.wav": np.full((8_000, 2), 0.5), "long.wav": np.zeros(8_000 * 30)}
     for name, samples in sounds.items():
         soundfile.write(tmp_path / name, samples, 8_000)
     read = dict(iter_waveforms([Example(tmp_path / name) for name in sounds]))
     assert list(read) == [0]
     assert read[0].shape == (16_000,)
     assert read[0].dtype == np.float32
+
+
+def test_a_recording_that_a_run_would_not_read_is_named(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
-    with pytest.raises(TrainingError, match=r"text\.wav: cannot be read .*; take it out of the manifest"):
-        read_waveform(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8_000)
+    for name in ("text.wav", "empty.wav", "missing.wav"):
+        with pytest.raises(TrainingError, match=rf"{name} .*, or take it out of the manifest"):
+            read_waveform(tmp_path / name)
 
 
 def test_a_changed_example_stays_within_full_scale_and_near_its_length():
