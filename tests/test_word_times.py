@@ -111,7 +111,7 @@ def by_cross_attention(spoken: Sequence[Spoken], model: Model) -> list[list[floa
         scaled = ((weights - weights.mean(1, keepdim=True)) / weights.std(1, keepdim=True)).numpy()
         padded = np.pad(scaled, ((0, 0), (0, 0), (3, 3)), mode="reflect")
         filtered = np.median(np.lib.stride_tricks.sliding_window_view(padded, 7, axis=2), axis=3)
-        matrix = filtered.mean(axis=0)[len(recogniser._prompt) : -1]
+        matrix = filtered.mean(axis=0)[len(recogniser._prompt) - 1 : -1]  # each row is where the next token is found
         first = _first_frames(-matrix)
         places = np.cumsum([0, *map(len, pieces)])[:-1]
         starts.append([first[place] * 0.02 for place in places])

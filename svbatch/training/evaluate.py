@@ -88,15 +88,20 @@ def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[s
 def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:
     """The temperature from 0.25 to 20 at which the true answers are most likely (Guo et al., ICML 2017).
 
-    `probabilities` (N, L) are those at temperature 1; `truths` (N,) the places of the true answers.
+    `probabilities` (N, L) are those at temperature 1; `truths` (N,) the places of the true answers. Each truth counts
+    as 1 - 1 / (N + 2) of an answer, so that N right ones do not promise that the next is (Platt, 1999).
     """
     logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, None))
-    places = np.arange(len(truths))
+    num_answers, num_labels = logits.shape
+    doubt = 1 / (num_answers + 2)
+    targets = np.full(logits.shape, doubt / (num_labels - 1))
+    targets[np.arange(num_answers), list(truths)] = 1 - doubt
     candidates = np.geomspace(0.25, 20.0, 200)
 
     def loss(temperature: float) -> float:
         scaled = logits / temperature
-        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[places, list(truths)]))
+        log_probs = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
+        return -float((targets * log_probs).sum(axis=1).mean())
 
     return round(float(min(candidates, key=loss)), 4)
 
