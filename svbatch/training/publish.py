@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def revised(bundle: Bundle, changes: Mapping[str, Any]) -> Bundle:
     """The bundle with other values of some keys of bundle.json, which is written anew."""
     fields = bundle.manifest.model_dump(by_alias=True, exclude={"files"})
     licences = {name: file.licence for name, file in bundle.manifest.files.items()}
-    return write_bundle(bundle.folder, fields | dict(changes), licences)
+    return replace(write_bundle(bundle.folder, fields | dict(changes), licences), cache_option=bundle.cache_option)
 
 
 def publish(
@@ -86,4 +87,4 @@ def publish(
         "recipe": recipe.model_dump(),
         **card,
     }
-    return write_bundle(folder, fields, licences)
+    return replace(write_bundle(folder, fields, licences), cache_option=base.cache_option)
