@@ -17,7 +17,8 @@ from svbatch.hear import Span, hear, timed_words
 from svbatch.model import Model
 from svbatch.speech.encoder import encode, num_frames
 from svbatch.training.data import read_manifest, read_waveform
-from svbatch.training.voices import _espeak, speak_with_word_times
+from svbatch.training.synthesise import read_sentences
+from svbatch.training.voices import choose_voices, missing_packages, speak_with_word_times
 
 pytestmark = pytest.mark.slow
 TOLERANCE_S = 0.1
@@ -37,10 +38,9 @@ class Spoken:
 
 @pytest.fixture(scope="module")
 def synthesised() -> list[Spoken]:
-    if _espeak() is None:
-        pytest.skip("needs Debian's espeak-ng")
-    lines = [line for path in sorted(SENTENCES.glob("*.txt")) for line in path.read_text().splitlines()]
-    plain = [line for line in lines if line and not line.startswith("#") and "\t" not in line and "[" not in line]
+    if missing := missing_packages(choose_voices(["espeak-ng"])):
+        pytest.skip(f"needs Debian's {', '.join(missing)}")
+    plain = [text for text, _ in read_sentences(sorted(SENTENCES.glob("*.txt")))]
     spoken = []
     for i, text in enumerate(plain[:: max(1, len(plain) // 72)][:72]):
         samples, rate_hz, words = speak_with_word_times(text, VOICES[i % len(VOICES)], rate=0.9 + 0.05 * (i % 5))

@@ -200,10 +200,9 @@ def doctor(cache: Path | None) -> None:
 
 def _sources(folder: Path, manifests: list[str]) -> list[dict[str, Any]]:
     """Source, licence and number of examples of what was trained on, for the bundle's card."""
-    from svbatch.training.data import read_manifest
+    from svbatch.training.data import read_manifests
 
-    examples = (example for name in manifests for example in read_manifest(folder / name))
-    counts = Counter((example.source, example.licence) for example in examples)
+    counts = Counter((example.source, example.licence) for example in read_manifests(folder, manifests))
     return [{"source": s, "licence": li, "examples": count} for (s, li), count in counts.items()]
 
 

@@ -46,7 +46,7 @@ class Readout:
         """
         probs = log_probs.exp()
         vectors = probs[:, 1:] @ self.embeddings.float() + TONE_SHARE * speech.float()
-        places = torch.arange(len(probs))
+        places = torch.arange(len(probs), device=probs.device)
         says = probs[:, BLANK] < 0.5
         token = torch.where(says, log_probs[:, 1:].argmax(dim=1), -1 - places)
         is_first = torch.ones_like(says)

@@ -35,6 +35,11 @@ class Example:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
+def read_manifests(folder: Path, names: Sequence[str]) -> list[Example]:
+    """The examples of all manifests `names` below `folder`, in order. Raises TrainingError with file and line."""
+    return [example for name in names for example in read_manifest(folder / name)]
+
+
 def read_manifest(manifest: Path) -> list[Example]:
     """The examples of one manifest. Raises TrainingError with file and line."""
     try:
@@ -115,5 +120,5 @@ def iter_waveforms(examples: Sequence[Example]) -> Iterator[tuple[int, NDArray[n
     """(index, waveform) of every example that fits a window; longer ones are left out."""
     for index, example in enumerate(examples):
         waveform = read_waveform(example.path)
-        if len(waveform) <= MAX_SECONDS * SAMPLE_RATE_HZ:
+        if 0 < len(waveform) <= MAX_SECONDS * SAMPLE_RATE_HZ:
             yield index, waveform

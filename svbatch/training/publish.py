@@ -13,7 +13,7 @@ from svbatch.bundle import Bundle, write_bundle
 from svbatch.language.llm import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
-from svbatch.training.data import held_out, read_manifest
+from svbatch.training.data import held_out, read_manifests
 from svbatch.training.evaluate import calibrate
 from svbatch.training.recipe import Recipe
 from svbatch.training.stages import Trained, train
@@ -27,7 +27,7 @@ def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[s
     """Trains by `recipe` as `train` does, publishes in output/bundle, and calibrates on what was held out."""
     parts = train(recipe, base, data, output)
     made = publish(parts, recipe, base, output / "bundle", calibration={}, card=card)
-    examples = [e for name in recipe.manifests for e in read_manifest(data / name)]
+    examples = read_manifests(data, recipe.manifests)
     aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
     model = load_model(made, "cpu", choose_precision("auto", "cpu"))
     return revised(made, {"calibration": calibrate(aside, model, seed=recipe.seed)})

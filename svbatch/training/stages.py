@@ -25,7 +25,7 @@ from svbatch.training.align import (
     stretched,
 )
 from svbatch.training.checkpoints import optimise
-from svbatch.training.data import Example, held_out, read_manifest
+from svbatch.training.data import Example, held_out, read_manifests
 from svbatch.training.frames import Clip, cached_frames
 from svbatch.training.questions import Questioner
 from svbatch.training.recipe import LanguageStage, Recipe
@@ -73,7 +73,7 @@ def train(recipe: Recipe, bundle: Bundle, data: Path, output: Path) -> Trained:
 
 def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
     """The recipe's manifests: frames and transcripts are computed where they are missing."""
-    examples = [e for name in recipe.manifests for e in read_manifest(data / name)]
+    examples = read_manifests(data, recipe.manifests)
     aside = held_out(examples, every=recipe.held_out_every)
     encoder = load_encoder(bundle, "cpu")
     encoder_id = bundle.manifest.files[bundle.manifest.encoder.graph].sha256

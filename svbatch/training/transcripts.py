@@ -38,7 +38,7 @@ def recognised(
         for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
             batch = missing[start : start + BATCH]
             sounds = [read_waveform(examples[i].path) for i in batch]
-            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
+            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if 0 < len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
             frames = torch.from_numpy(encode(encoder, [sound for _, sound in fitting]))
             for (i, _), transcript in zip(fitting, recogniser.transcribe(frames), strict=True):
                 done[str(examples[i].path)] = transcript.text

@@ -56,7 +56,8 @@ def test_waveforms_are_mono_at_16_khz_and_those_that_fit_no_window_are_left_out(
     sounds = {"stereo.wav": np.full((8_000, 2), 0.5), "long.wav": np.zeros(8_000 * 30)}
     for name, samples in sounds.items():
         soundfile.write(tmp_path / name, samples, 8_000)
-    read = dict(iter_waveforms([Example(tmp_path / name) for name in sounds]))
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(1), 96_000)
+    read = dict(iter_waveforms([Example(tmp_path / name) for name in [*sounds, "nothing.wav"]]))
     assert list(read) == [0]
     assert read[0].shape == (16_000,)
     assert read[0].dtype == np.float32
