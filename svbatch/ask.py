@@ -1,18 +1,22 @@
 """Questions about spans that were heard: what was heard is read by the LLM once, every question goes on from there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from svbatch.hear import Hearing, timed_words
+from svbatch.bundle import Calibration
+from svbatch.hear import Hearing, spotted_words, timed_words
 from svbatch.language.decoding import Decoded, greedy
 from svbatch.language.prefix import Prefix, prefill
 from svbatch.language.scoring import score_many
 from svbatch.model import Model
 from svbatch.speech.alignment import Word
 from svbatch.speech.readout import spoken_form
+from svbatch.speech.spotting import Spotted
 from svbatch.tasks import prompts
 from svbatch.tasks.answers import label_answers, yes_no_answers
 from svbatch.tasks.task import Task
@@ -30,12 +34,12 @@ def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dic
         asked = [task for task in tasks if mode_of(task) == mode and not _by_recogniser(task, model)]
         if asked:
             prefix = read(hearings, mode, model)
-            answers |= closed_answers([task for task in asked if task.is_closed], prefix, model)
+            answers |= closed_answers([task for task in asked if task.is_closed], hearings, prefix, model)
             answers |= {t.name: _llm_transcripts(t, hearings, prefix, model) for t in asked if not t.is_closed}
     for task in tasks:
         if _by_recogniser(task, model):
             answers[task.name] = [_recogniser_transcript(hearing, model) for hearing in hearings]
-        elif task.each is not None:
+        elif task.spotting:
             answers[task.name] = [
                 _with_starts(answer, hearing, model)
                 for answer, hearing in zip(answers[task.name], hearings, strict=True)
@@ -65,7 +69,9 @@ def read(hearings: Sequence[Hearing], mode: Mode, model: Model) -> Prefix:
     return prefill(model.llm, inputs)
 
 
-def closed_answers(tasks: Sequence[Task], prefix: Prefix, model: Model) -> dict[str, list[Answer]]:
+def closed_answers(
+    tasks: Sequence[Task], hearings: Sequence[Hearing], prefix: Prefix, model: Model
+) -> dict[str, list[Answer]]:
     """Answers of closed tasks: every label of every question is scored, all questions packed together."""
     questions = [
         (
@@ -78,32 +84,59 @@ def closed_answers(tasks: Sequence[Task], prefix: Prefix, model: Model) -> dict[
     scores = iter(score_many(model.llm, prefix, questions) if questions else [])
     answers: dict[str, list[Answer]] = {}
     for task in tasks:
-        temperature = model.calibration.get(task.definition)
-        limits: Mapping[str, float | None] = {
-            "temperature": temperature,
-            "min_probability": task.min_probability,
-        }
         own = [next(scores).numpy() for _ in task.questions()]
         if task.answer == "label":
-            answers[task.name] = label_answers(own[0], task.label_names, **limits)
+            fitted = model.calibration.get(task.definition)
+            answers[task.name] = label_answers(
+                own[0],
+                task.label_names,
+                temperature=fitted.temperature if fitted else None,
+                min_probability=task.min_probability,
+            )
         else:
-            columns = [yes_no_answers(entry, **limits) for entry in own]
-            answers[task.name] = [
-                {
-                    "keywords": [
-                        {
-                            "keyword": entry,
-                            "present": a["present"],
-                            "probability": a["probability"],
-                            "start": None,
-                        }
-                        for entry, a in zip(task.entries, row, strict=True)
-                    ],
-                    "calibrated": temperature is not None,
-                }
-                for row in zip(*columns, strict=True)
-            ]
+            answers[task.name] = _entry_answers(task, own, hearings, model)
     return answers
+
+
+def _entry_answers(
+    task: Task, scores: Sequence[NDArray[np.float32]], hearings: Sequence[Hearing], model: Model
+) -> list[Answer]:
+    """Yes or no to each of a task's entries, given (B, 2) scores of each."""
+    fitted = model.calibration.get(task.definition)
+    spotted = [
+        spotted_words(task.entries, hearing, model) if task.spotting else [None] * len(task.entries)
+        for hearing in hearings
+    ]
+    columns = [
+        yes_no_answers(
+            own,
+            evidence=[_evidence(row[i], fitted) for row in spotted],
+            temperature=fitted.temperature if fitted else None,
+            min_probability=task.min_probability,
+        )
+        for i, own in enumerate(scores)
+    ]
+    return [
+        {
+            "keywords": [
+                {"keyword": entry, "present": a["present"], "probability": a["probability"], "start": _place(a, found)}
+                for entry, a, found in zip(task.entries, row, places, strict=True)
+            ],
+            "calibrated": fitted is not None,
+        }
+        for row, places in zip(zip(*columns, strict=True), spotted, strict=True)
+    ]
+
+
+def _evidence(spotted: Spotted | None, fitted: Calibration | None) -> float:
+    """What a spotted word adds to the log-odds of yes; nothing where its weight was not fitted."""
+    if spotted is None or fitted is None:
+        return 0.0
+    return fitted.bias + fitted.spotting * spotted.evidence
+
+
+def _place(answer: Answer, spotted: Spotted | None) -> float | None:
+    return spotted.start if answer["present"] and spotted is not None else None
 
 
 def transcribe(
@@ -174,20 +207,21 @@ def _words(words: Sequence[Word]) -> list[Answer]:
 
 
 def _with_starts(answer: Answer, hearing: Hearing, model: Model) -> Answer:
-    """The answer with the time of each keyword that is present and stands in the transcript."""
+    """The answer with the time in the transcript of each keyword that is present and stands there."""
     if not any(keyword["present"] for keyword in answer["keywords"]):
         return answer
     words = timed_words(hearing.text, hearing, model)
     spoken = [spoken_form(word.word).strip() for word in words]
     keywords = [
-        k | {"start": _start(k["keyword"], spoken, words) if k["present"] else None} for k in answer["keywords"]
+        k | {"start": _start(k["keyword"], spoken, words, k["start"])} if k["present"] else k
+        for k in answer["keywords"]
     ]
     return answer | {"keywords": keywords}
 
 
-def _start(keyword: str, spoken: Sequence[str], words: Sequence[Word]) -> float | None:
+def _start(keyword: str, spoken: Sequence[str], words: Sequence[Word], otherwise: float | None) -> float | None:
     wanted = spoken_form(keyword).split()
     for i in range(len(spoken) - len(wanted) + 1):
         if list(spoken[i : i + len(wanted)]) == wanted:
             return words[i].start
-    return None
+    return otherwise

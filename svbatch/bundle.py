@@ -85,10 +85,19 @@ class AdapterPart(_Part):
     config: dict[str, Any]
 
 
+class Calibration(_Part):
+    """How a closed task's scores become probabilities: score / temperature; where words are spotted, the log-odds of
+    yes also gain bias + spotting * evidence."""
+
+    temperature: PositiveFloat
+    spotting: float = 0.0
+    bias: float = 0.0
+
+
 class Manifest(_Part):
     """bundle.json, key by key. A part that a bundle does not have is null, never left out.
 
-    `calibration`: temperature by task name. `recipe`, `data`, `figures`, `not_for`: how it was made, from
+    `calibration`: by task name. `recipe`, `data`, `figures`, `not_for`: how it was made, from
     what, how good it measured, what it must not be used for; these change no answer and are not in the id.
     """
 
@@ -101,7 +110,7 @@ class Manifest(_Part):
     readout: dict[str, Any]
     llm: LanguageModelPart
     adapter: AdapterPart | None
-    calibration: dict[str, PositiveFloat]
+    calibration: dict[str, Calibration]
     files: dict[FileName, FileEntry]
     fetched: dict[FileName, FetchedEntry]
     recipe: dict[str, Any]

@@ -14,6 +14,7 @@ from svbatch.speech.encoder import encode, num_frames
 from svbatch.speech.projector import num_embeddings
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
+from svbatch.speech.spotting import Spotted, spot
 
 # A read-out with few tokens for the span's length is doubted by the recogniser too; both limits were chosen on training
 # recordings. Of 175 noises there the read-out alone finds 171 empty, the rule 172; of 230 spans of speech 1 and 5.
@@ -83,6 +84,14 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
         for i, transcript in zip(wanted, transcripts, strict=True):
             hearings[i] = replace(hearings[i], transcript=transcript)
     return hearings
+
+
+def spotted_words(words: Sequence[str], hearing: Hearing, model: Model) -> list[Spotted | None]:
+    """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording."""
+    ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
+    log_probs = model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
+    found = spot([model.readout.classes(i) for i in ids], log_probs.numpy())
+    return [None if s is None else replace(s, start=s.start + hearing.start_s) for s in found]
 
 
 def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from svbatch.bundle import Bundle
+from svbatch.bundle import Bundle, Calibration
 from svbatch.cache import derived
 from svbatch.errors import BundleError
 from svbatch.language.llm import LanguageModel, expand_gguf, load_language_model
@@ -32,7 +32,7 @@ class Model:
     recogniser: Recogniser | None
     llm: LanguageModel
     tokenizer: Tokenizer
-    calibration: dict[str, float]
+    calibration: dict[str, Calibration]
 
 
 def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from svbatch.bundle import Bundle, describe_file, find_bundle, write_bundle
+from svbatch.bundle import Bundle, Calibration, describe_file, find_bundle, write_bundle
 from svbatch.fetch import fetch
 from svbatch.model import Model, load_model
 from svbatch.speech.export import EXTERNAL_DATA, export_encoder
@@ -278,7 +278,8 @@ def tiny_bundle(tiny_base, tiny_parts, tiny_recipe, tmp_path_factory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundle")
     card = {"description": "random weights for tests", "data": [], "figures": {}, "not_for": "anything but tests"}
     with _exporting():
-        publish(tiny_parts, tiny_recipe, tiny_base, folder, calibration={"speech_activity": 2.0}, card=card)
+        calibration = {"speech_activity": Calibration(temperature=2.0)}
+        publish(tiny_parts, tiny_recipe, tiny_base, folder, calibration=calibration, card=card)
     return find_bundle(str(folder), cache=tiny_base.cache)
 
 

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import pytest
 import torch
 
 from svbatch.ask import ask, mode_of, read, transcribe
-from svbatch.hear import Hearing, Span, hear
+from svbatch.bundle import Calibration
+from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
 from svbatch.language.prefix import Prefix
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
@@ -61,14 +63,33 @@ def test_nothing_heard_is_answered_with_no_rows(tiny_model):
     assert ask([task("asr"), task("speech_activity")], [], tiny_model) == {"asr": [], "speech_activity": []}
 
 
-def test_a_keyword_has_a_start_only_where_it_is_present_and_stands_in_the_transcript(hearings, tiny_model):
+@pytest.mark.parametrize("bias", [-1000.0, 1000.0])
+def test_a_keyword_has_a_start_exactly_where_it_is_present(hearings, tiny_model, bias):
     heard = replace(hearings[1], transcript=Transcript("The rain, in Spain!", [], 0.0, "stop", 0.0))
+    fitted = {"keyword_search": Calibration(temperature=1.0, bias=bias)}
     words = ["rain", "in spain", "train"]
-    [answer] = ask([task({"keyword_search": {"keywords": words}})], [heard], tiny_model)["keyword_search"]
+    asked = [task({"keyword_search": {"keywords": words}})]
+    [answer] = ask(asked, [heard], replace(tiny_model, calibration=fitted))["keyword_search"]
     for keyword in answer["keywords"]:
-        stands = f" {keyword['keyword']}" in spoken_form(heard.text)
-        assert (keyword["start"] is not None) == bool(keyword["present"] and stands)
+        assert keyword["present"] is (bias > 0)
+        assert (keyword["start"] is not None) == keyword["present"]
         assert keyword["start"] is None or 3.0 <= keyword["start"] <= 7.0
+    if bias > 0:
+        timed = {spoken_form(w.word).strip(): w.start for w in timed_words(heard.text, heard, tiny_model)}
+        assert [k["start"] for k in answer["keywords"][:2]] == [timed["rain"], timed["in"]]
+
+
+def test_evidence_in_the_sound_counts_as_much_as_was_fitted(hearings, tiny_model):
+    asked = [task({"keyword_search": {"keywords": ["rain"]}})]
+    [spotted] = spotted_words(["rain"], hearings[1], tiny_model)
+
+    def log_odds(**fitted: float) -> float:
+        calibration = {"keyword_search": Calibration(temperature=1.0, **fitted)}
+        [answer] = ask(asked, hearings[1:], replace(tiny_model, calibration=calibration))["keyword_search"]
+        probability = answer["keywords"][0]["probability"]
+        return math.log(probability / (1 - probability))
+
+    assert log_odds(spotting=0.1, bias=0.5) - log_odds() == pytest.approx(0.1 * spotted.evidence + 0.5, abs=1e-3)
 
 
 def test_a_draft_changes_no_word_of_the_llms_transcript(hearings, tiny_model):

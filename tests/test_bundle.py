@@ -40,7 +40,7 @@ def fields(tmp_path: Path) -> dict:
         "readout": {"scale": 1.5},
         "llm": {"weights": "llm.gguf", "tokenizer": "tokenizer.json"},
         "adapter": None,
-        "calibration": {"keyword_search": 1.25},
+        "calibration": {"keyword_search": {"temperature": 1.25}},
         "fetched": {"llm.gguf": fetched},
         "recipe": {"stages": ["align"]},
         "data": [{"name": "made up", "licence": "CC0"}],
@@ -152,7 +152,7 @@ def test_the_id_changes_with_what_changes_an_answer_and_with_nothing_else(bundle
         ({"colour": "red"}, "colour: unknown key"),
         ({"llm": {"weights": "llm.gguf"}}, "llm.tokenizer: Field required"),
         ({"llm": {"weights": "lm.gguf", "tokenizer": "tokenizer.json"}}, r"lists lm\.gguf \(llm\)"),
-        ({"calibration": {"asr": 0}}, "calibration.asr: Input should be greater than 0"),
+        ({"calibration": {"asr": {"temperature": 0}}}, "calibration.asr.temperature: Input should be greater than 0"),
         (
             {"projector": {"graph": "../x", "weights": "y", "config": {}}},
             "projector.graph: String should match",

@@ -58,14 +58,22 @@ def label_answers(
 
 
 def yes_no_answers(
-    scores: ArrayLike, *, temperature: float | None = None, min_probability: float | None = None
+    scores: ArrayLike,
+    *,
+    evidence: ArrayLike = 0.0,
+    temperature: float | None = None,
+    min_probability: float | None = None,
 ) -> list[dict[str, Any]]:
     """Scores (B, 2) of yes and no, in this order -> B answers {present, probability, reason, calibrated}.
+
+    `evidence` (B,) is what speaks for yes beside the scores, added to its log-odds.
 
     `probability` is that of yes, and `present` is whether it is at least 0.5. Where the more probable of the
     two is below `min_probability`, `present` is None with reason low_confidence."""
     answers = []
-    for row in probabilities(scores, 1.0 if temperature is None else temperature):
+    scaled = np.array(scores, dtype=np.float64) / (1.0 if temperature is None else temperature)
+    scaled[:, 0] += evidence
+    for row in probabilities(scaled):
         yes, no = (float(p) for p in row)
         reason = _reason(max(yes, no), min_probability)
         answers.append(

@@ -70,6 +70,7 @@ class Definition(BaseModel):
     labels: tuple[Label, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     each: Word | None = None
+    spotting: bool = False
     hears: Annotated[tuple[Sense, ...], Field(min_length=1, max_length=2)] = ("audio", "transcript")
     scope: Literal["segment", "window", "recording"] = "segment"
     needs_speech: bool = True
@@ -150,6 +151,8 @@ def _parameter_problems(definition: Definition) -> Iterator[Problem]:
     for position, parameter in enumerate(definition.parameters):
         for key, message in _one_parameter_problems(parameter, definition):
             yield ("parameters", position, key), message
+    if definition.spotting and (definition.each is None or definition.answer != "yes_no"):
+        yield ("spotting",), "words are spotted in a task of answer yes_no with `each`; leave it out"
     if definition.each is not None and definition.each not in names:
         yield ("each",), f"`{definition.each}` is no parameter{did_you_mean(definition.each, names)}"
 

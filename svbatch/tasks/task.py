@@ -109,7 +109,7 @@ def task_version(task: Task, bundle_id: str, settings: Mapping[str, Any]) -> str
     `settings` (JSON values: segmentation, decoding). Not the task's name, nor wordings that are not asked."""
     asked = task.model_dump(
         mode="json",
-        include={"answer", "version", "labels", "each", "hears", "scope", "needs_speech", "max_tokens"},
+        include={"answer", "version", "labels", "each", "spotting", "hears", "scope", "needs_speech", "max_tokens"},
     )
     asked |= {"instruction": task.instructions[0], "values": task.values, "hears": sorted(task.hears)}
     asked |= {"min_probability": task.min_probability}

@@ -69,16 +69,18 @@ def masked(frames: Tensor, lengths: Tensor) -> Tensor:
     return frames
 
 
-def ctc_loss(
-    projector: Projector, readout: Readout, frames: Tensor, lengths: Tensor, targets: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(CTC loss per target token, speech embeddings (B, T, E), log-probabilities (B, T, 1 + V)).
+def posteriors(projector: Projector, readout: Readout, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """(speech embeddings (B, T, E), log-probabilities (B, T, 1 + V)) of (B, 4 T, D) frames."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        speech, blank = projector(frames, lengths)
+        return speech, readout.log_probs(speech, blank)
+
+
+def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """CTC loss per target token of (B, T, 1 + V) log-probabilities, where `lengths` (B,) count frames.
 
     `targets` are read-out classes; an empty one teaches blank. A text too long for its frames costs nothing.
     """
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        speech, blank = projector(frames, lengths)
-        log_probs = readout.log_probs(speech, blank)
     loss = torch.nn.functional.ctc_loss(
         log_probs.transpose(0, 1),
         torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True),
@@ -88,4 +90,4 @@ def ctc_loss(
         reduction="sum",
         zero_infinity=True,
     )
-    return loss / max(1, sum(len(t) for t in targets)), speech, log_probs
+    return loss / max(1, sum(len(t) for t in targets))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from svbatch.ask import Answer, Mode, ask, read, transcribe
 from svbatch.corpus.segment import fixed_windows, speech_segments
-from svbatch.hear import Hearing, Span, hear
+from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
 from svbatch.speech.readout import spoken_form
 from svbatch.tasks import prompts
@@ -27,7 +27,6 @@ from svbatch.training.questions import lookalikes
 log = logging.getLogger(__name__)
 EXAMPLES_AT_ONCE = 8
 MAX_TOKENS = 200
-MIN_ANSWERS = 20
 SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok": "okay"}
 
 
@@ -44,69 +43,29 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Asked:
-    """One keyword question: what was answered, as the probability of yes, and what is true."""
+    """One keyword question: what was answered, as the probability of yes, and what is true. `evidence` is the
+    read-out's (svbatch.speech.spotting), None where it cannot write the word."""
 
     source: str
     word: str
     probability: float
+    evidence: float | None
     in_recogniser: bool
     truth: bool
 
 
 def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Any]:
     """Figures by task and source. `examples` without a text are judged by speech_activity and silence alone."""
-    evaluated = list(_evaluated(examples, model, ("audio", "both")))
+    evaluated = list(heard_examples(examples, model, ("audio", "both")))
     return {
         "asr": _word_error_rates(evaluated),
         "no_speech_files_without_text": _silent(evaluated),
         "speech_activity": _speech_activity(evaluated),
-        "keyword_search": _keyword_search(_asked(evaluated, model, seed)),
+        "keyword_search": _keyword_search(asked_keywords(evaluated, model, seed)),
     }
 
 
-def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, float]:
-    """The temperature of each closed task at which `examples` are most likely; they must be held out of training.
-
-    `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
-    """
-    evaluated = list(_evaluated(examples, model, ()))
-    known = [each for each in evaluated if each.example.labels.get("speech") is not None]
-    asked = _asked(evaluated, model, seed)
-    answers = {
-        "speech_activity": (
-            [[p["probability"] for p in each.activity["probabilities"]] for each in known],
-            [0 if each.example.labels["speech"] else 1 for each in known],
-        ),
-        "keyword_search": (
-            [[a.probability, 1 - a.probability] for a in asked],
-            [0 if a.truth else 1 for a in asked],
-        ),
-    }
-    return {task: fitted_temperature(*own) for task, own in answers.items() if len(own[1]) >= MIN_ANSWERS}
-
-
-def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:
-    """The temperature from 0.25 to 20 at which the true answers are most likely (Guo et al., ICML 2017).
-
-    `probabilities` (N, L) are those at temperature 1; `truths` (N,) the places of the true answers. Each truth counts
-    as 1 - 1 / (N + 2) of an answer, so that N right ones do not promise that the next is (Platt, 1999).
-    """
-    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, None))
-    num_answers, num_labels = logits.shape
-    doubt = 1 / (num_answers + 2)
-    targets = np.full(logits.shape, doubt / (num_labels - 1))
-    targets[np.arange(num_answers), list(truths)] = 1 - doubt
-    candidates = np.geomspace(0.25, 20.0, 200)
-
-    def loss(temperature: float) -> float:
-        scaled = logits / temperature
-        log_probs = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
-        return -float((targets * log_probs).sum(axis=1).mean())
-
-    return round(float(min(candidates, key=loss)), 4)
-
-
-def _evaluated(examples: Sequence[Example], model: Model, modes: Sequence[Mode]) -> Iterator[Evaluated]:
+def heard_examples(examples: Sequence[Example], model: Model, modes: Sequence[Mode]) -> Iterator[Evaluated]:
     """Every example heard; the LLM transcribes those in English in each of `modes`."""
     activity = load_task("speech_activity", Path())
     for start in tqdm(range(0, len(examples), EXAMPLES_AT_ONCE), desc="evaluate", disable=None):
@@ -227,15 +186,17 @@ def keyword_questions(evaluated: Sequence[Evaluated], seed: int) -> list[tuple[E
     return asked
 
 
-def _asked(evaluated: Sequence[Evaluated], model: Model, seed: int) -> list[Asked]:
+def asked_keywords(evaluated: Sequence[Evaluated], model: Model, seed: int) -> list[Asked]:
     asked = []
     for each, word, truth in tqdm(keyword_questions(evaluated, seed), desc="keyword_search", disable=None):
         task = load_task({"keyword_search": {"keywords": [word]}}, Path())
         with torch.inference_mode():
             found = ask([task], each.hearings, model)["keyword_search"]
         probability = max(answer["keywords"][0]["probability"] for answer in found)
+        spotted = [place for hearing in each.hearings for place in spotted_words([word], hearing, model)]
+        evidence = max((place.evidence for place in spotted if place is not None), default=None)
         in_recogniser = word in normalised(each.texts["recogniser"]).split()
-        asked.append(Asked(each.example.source, word, probability, in_recogniser, truth))
+        asked.append(Asked(each.example.source, word, probability, evidence, in_recogniser, truth))
     return asked
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from svbatch.bundle import Bundle, write_bundle
+from svbatch.bundle import Bundle, Calibration, write_bundle
 from svbatch.language.llm import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
+from svbatch.training.calibrate import calibrate
 from svbatch.training.data import held_out, read_manifests
-from svbatch.training.evaluate import calibrate
 from svbatch.training.recipe import Recipe
 from svbatch.training.stages import Trained, train
 
@@ -30,7 +30,7 @@ def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[s
     examples = read_manifests(data, recipe.manifests)
     aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
     model = load_model(made, "cpu", choose_precision("auto", "cpu"))
-    return revised(made, {"calibration": calibrate(aside, model, seed=recipe.seed)})
+    return revised(made, {"calibration": plain(calibrate(aside, model, seed=recipe.seed))})
 
 
 def revised(bundle: Bundle, changes: Mapping[str, Any]) -> Bundle:
@@ -40,13 +40,18 @@ def revised(bundle: Bundle, changes: Mapping[str, Any]) -> Bundle:
     return replace(write_bundle(bundle.folder, fields | dict(changes), licences), cache_option=bundle.cache_option)
 
 
+def plain(calibration: Mapping[str, Calibration]) -> dict[str, dict[str, float]]:
+    """As bundle.json holds it."""
+    return {task: fitted.model_dump() for task, fitted in calibration.items()}
+
+
 def publish(
     parts: Trained,
     recipe: Recipe,
     base: Bundle,
     folder: Path,
     *,
-    calibration: Mapping[str, float],
+    calibration: Mapping[str, Calibration],
     card: Mapping[str, Any],
 ) -> Bundle:
     """Writes the bundle `folder` from the trained parts and what `base` brings, and returns it.
@@ -83,7 +88,7 @@ def publish(
         },
         "readout": {"num_tokens": len(parts.readout.token_ids)},
         "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},
-        "calibration": dict(calibration),
+        "calibration": plain(calibration),
         "recipe": recipe.model_dump(),
         **card,
     }

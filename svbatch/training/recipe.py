@@ -40,11 +40,13 @@ class AlignStage(_Part):
 class LanguageStage(_Part):
     """Questions asked of the frozen LLM; trains what the schedule names: projector, or projector and adapter.
 
-    questions: how many of each task are asked of a hearing on average. modes: shares of the hearings.
+    questions: how many of each task are asked of a hearing on average. modes: shares of the hearings. mishearing:
+    dropout of a projector that does not learn, so that speech it knows by heart is misread as new speech is.
     """
 
     tokens_per_batch: int
     ctc_weight: float
+    mishearing: float = 0.0
     questions: dict[Task, float]
     modes: dict[Mode, float]
     schedule: Schedule

@@ -1,7 +1,8 @@
 """Training from a recipe to a bundle: align, then asr, then tasks. Every step can be killed and run again."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from svbatch.training.align import (
     ctc_loss,
     masked,
     padded_frames,
+    posteriors,
     scored_tokens,
     stretched,
 )
@@ -147,14 +149,8 @@ def _align(recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None
             epochs[epoch] = batches(clips, frames_per_batch=size, seed=recipe.seed, epoch=epoch)
         batch = [clips[i] for i in epochs[epoch][step % per_epoch % len(epochs[epoch])]]
         frames, lengths = stretched(*padded_frames(batch))
-        loss, _, _ = ctc_loss(
-            parts.projector,
-            parts.readout,
-            masked(frames, lengths),
-            lengths,
-            [targets[c.example] for c in batch],
-        )
-        return {"ctc": loss}
+        _, log_probs = posteriors(parts.projector, parts.readout, masked(frames, lengths), lengths)
+        return {"ctc": ctc_loss(log_probs, lengths, [targets[c.example] for c in batch])}
 
     log.info("align: %d clips, %d steps an epoch", len(clips), per_epoch)
     optimise("align", {"projector": parts.projector}, recipe.align.schedule, losses, output, seed=recipe.seed)
@@ -168,4 +164,19 @@ def _teach(name: str, stage: LanguageStage, seed: int, parts: Trained, corpus: C
     losses: Callable[[int], dict[str, Tensor]] = lambda step: teacher.losses(  # noqa: E731
         questioner.draw(step, seed), ctc_weight=stage.ctc_weight
     )
-    optimise(name, learning, stage.schedule, losses, output, seed=seed)
+    with nullcontext() if "projector" in learning else mishearing(parts.projector, stage.mishearing):
+        optimise(name, learning, stage.schedule, losses, output, seed=seed)
+
+
+@contextmanager
+def mishearing(projector: Projector, dropout: float) -> Iterator[None]:
+    """A frozen projector with another dropout: what it knows by heart is misread as new speech is."""
+    layers = [module for module in projector.modules() if isinstance(module, nn.Dropout)]
+    rates = [layer.p for layer in layers]
+    projector.requires_grad_(False).train()
+    for layer in layers:
+        layer.p = dropout
+    yield
+    projector.requires_grad_(True).eval()
+    for layer, rate in zip(layers, rates, strict=True):
+        layer.p = rate

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from svbatch.speech.projector import Projector, num_embeddings
 from svbatch.speech.readout import Readout
 from svbatch.tasks import prompts
-from svbatch.training.align import ctc_loss, masked, padded_frames, stretched
+from svbatch.training.align import ctc_loss, masked, padded_frames, posteriors, stretched
 from svbatch.training.questions import Question
 
 
 class Teacher:
-    """Losses of a batch of questions. `llm` is transformers' decoder with a LoRA adapter from peft."""
+    """Losses of a batch of questions. `llm` is transformers' decoder with a LoRA adapter from peft. A
+    projector whose parameters are frozen has no CTC loss."""
 
     def __init__(self, projector: Projector, readout: Readout, llm: nn.Module, tokenizer: Tokenizer) -> None:
         self._projector = projector
@@ -25,17 +26,21 @@ class Teacher:
 
     def losses(self, questions: Sequence[Question], *, ctc_weight: float) -> dict[str, Tensor]:
         """`text` and `label`: cross-entropy per token of open and of closed answers, where any were asked; `ctc`: the
-        read-out's, weighted. Scalars with gradients."""
+        read-out's, weighted, if the projector learns. Scalars with gradients."""
         frames, lengths = stretched(*padded_frames([q.clip for q in questions]))
-        tokens = [self._tokenizer.encode(q.said, add_special_tokens=False).ids for q in questions]
-        targets = [torch.tensor(self._readout.classes(ids), dtype=torch.long) for ids in tokens]
-        ctc, speech, log_probs = ctc_loss(self._projector, self._readout, masked(frames, lengths), lengths, targets)
+        frames = masked(frames, lengths)
+        speech, log_probs = posteriors(self._projector, self._readout, frames, lengths)
         sizes = [
             num_embeddings(length) if q.mode != "text" else 0
             for q, length in zip(questions, lengths.tolist(), strict=True)
         ]
         vectors = [self._readout.spoken(speech[i, :size], log_probs[i, :size]) for i, size in enumerate(sizes)]
-        return self.answer_losses(questions, vectors) | {"ctc": ctc_weight * ctc}
+        losses = self.answer_losses(questions, vectors)
+        if log_probs.requires_grad:
+            tokens = [self._tokenizer.encode(q.said, add_special_tokens=False).ids for q in questions]
+            targets = [torch.tensor(self._readout.classes(ids), dtype=torch.long) for ids in tokens]
+            losses["ctc"] = ctc_weight * ctc_loss(log_probs, lengths, targets)
+        return losses
 
     def answer_losses(self, questions: Sequence[Question], speech: Sequence[Tensor]) -> dict[str, Tensor]:
         """`text` and `label` of `losses`, given each question's speech embeddings (K, E)."""

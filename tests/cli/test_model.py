@@ -170,7 +170,7 @@ def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_pat
     assert said.splitlines()[-1].startswith(f"bundle {made.id} in {made.folder}")
     assert made.check() == []
     assert made.manifest.data == [{"source": "made", "licence": "CC0-1.0", "examples": 48}]
-    assert made.manifest.calibration["speech_activity"] > 0
+    assert made.manifest.calibration["speech_activity"].temperature > 0
 
 
 def test_train_refuses_missing_data_before_any_work(tiny_base, tmp_path):

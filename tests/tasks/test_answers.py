@@ -72,6 +72,12 @@ def test_yes_no_gives_the_probability_of_yes():
     assert no == {"present": False, "probability": pytest.approx(0.3), "reason": None, "calibrated": False}
 
 
+def test_evidence_is_added_to_the_log_odds_of_yes_after_the_temperature():
+    [answer] = yes_no_answers(np.log([[0.9, 0.1]]), evidence=[-1.0], temperature=2.0)
+    assert answer["probability"] == pytest.approx(1 / (1 + np.exp(1.0) / 3))
+    assert answer["calibrated"]
+
+
 def test_a_weak_yes_and_a_weak_no_are_null():
     answers = yes_no_answers(np.log([[0.6, 0.4], [0.4, 0.6], [0.1, 0.9]]), min_probability=0.8)
     assert [answer["present"] for answer in answers] == [None, None, False]

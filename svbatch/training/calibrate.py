@@ -1,0 +1,81 @@
+"""From scores to honest probabilities: what is fitted for each closed task on recordings held out of training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from svbatch.bundle import Calibration
+from svbatch.model import Model
+from svbatch.training.data import Example
+from svbatch.training.evaluate import asked_keywords, heard_examples
+
+MIN_ANSWERS = 20
+LEAST_PROBABILITY = 1e-12
+
+
+def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Calibration]:
+    """By closed task, the calibration at which `examples` are most likely; they must be held out of training.
+
+    `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
+    """
+    heard = list(heard_examples(examples, model, ()))
+    fitted: dict[str, Calibration] = {}
+    known = [each for each in heard if each.example.labels.get("speech") is not None]
+    if len(known) >= MIN_ANSWERS:
+        probabilities = [[p["probability"] for p in each.activity["probabilities"]] for each in known]
+        truths = [0 if each.example.labels["speech"] else 1 for each in known]
+        fitted["speech_activity"] = Calibration(temperature=fitted_temperature(probabilities, truths))
+    asked = [a for a in asked_keywords(heard, model, seed) if a.evidence is not None]
+    if len(asked) >= MIN_ANSWERS:
+        fitted["keyword_search"] = fitted_spotting(
+            [a.probability for a in asked], [a.evidence or 0.0 for a in asked], [a.truth for a in asked]
+        )
+    return fitted
+
+
+def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:
+    """The temperature from 0.25 to 20 at which the true answers are most likely (Guo et al., ICML 2017).
+
+    `probabilities` (N, L) are those at temperature 1; `truths` (N,) the places of the true answers. Each truth counts
+    as 1 - 1 / (N + 2) of an answer, so that N right ones do not promise that the next is (Platt, 1999).
+    """
+    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), LEAST_PROBABILITY, None))
+    num_answers, num_labels = logits.shape
+    doubt = 1 / (num_answers + 2)
+    targets = np.full(logits.shape, doubt / (num_labels - 1))
+    targets[np.arange(num_answers), list(truths)] = 1 - doubt
+    candidates = np.geomspace(0.25, 20.0, 200)
+
+    def loss(temperature: float) -> float:
+        scaled = logits / temperature
+        log_probs = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
+        return -float((targets * log_probs).sum(axis=1).mean())
+
+    return round(float(min(candidates, key=loss)), 4)
+
+
+def fitted_spotting(probabilities: Sequence[float], evidence: Sequence[float], truths: Sequence[bool]) -> Calibration:
+    """Weights of the LLM's log-odds of yes, of the evidence and of neither, by logistic regression (Platt, 1999).
+
+    `probabilities` (N,) of yes are those at temperature 1. The LLM's weight, 1 / temperature, stays above 0.
+    """
+    yes = torch.tensor(probabilities, dtype=torch.float64).clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    features = torch.stack([yes.logit(), torch.tensor(evidence, dtype=torch.float64)], dim=1)
+    doubt = 1 / (len(truths) + 2)
+    targets = torch.tensor([1 - doubt if truth else doubt for truth in truths], dtype=torch.float64)
+    weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)  # log of the LLM's, the evidence's, neither's
+    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        logits = features @ torch.stack([weights[0].exp(), weights[1]]) + weights[2]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    log_weight, spotting, bias = weights.tolist()
+    return Calibration(
+        temperature=round(float(np.exp(-log_weight)), 4), spotting=round(spotting, 4), bias=round(bias, 4)
+    )

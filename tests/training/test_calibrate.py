@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from svbatch.training.calibrate import fitted_spotting, fitted_temperature
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_temperature_that_made_the_answers_is_found(temperature):
+    """Truths are drawn from the softmax of the logits; answers are those logits times the temperature."""
+    random = np.random.default_rng(0)
+    logits = random.normal(0.0, 2.0, (4000, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truths = [int(random.choice(3, p=row)) for row in honest]
+    scaled = np.exp(logits * temperature)
+    answers = scaled / scaled.sum(1, keepdims=True)
+    assert fitted_temperature(answers.tolist(), truths) == pytest.approx(temperature, rel=0.1)
+
+
+def test_answers_that_are_all_right_are_not_made_surer_than_so_few_can_tell():
+    temperature = fitted_temperature([[0.9, 0.1]] * 10 + [[0.2, 0.8]] * 10, [0] * 10 + [1] * 10)
+    right = [0.9 ** (1 / temperature) / (0.9 ** (1 / temperature) + 0.1 ** (1 / temperature)),
+             0.8 ** (1 / temperature) / (0.8 ** (1 / temperature) + 0.2 ** (1 / temperature))]  # fmt: skip
+    assert min(right) < 1 - 1 / 22 < max(right)
+
+
+def test_an_answer_that_is_surely_wrong_does_not_break_the_fit():
+    assert np.isfinite(fitted_temperature([[1.0, 0.0], [0.0, 1.0]], [1, 1]))
+
+
+def test_the_weights_of_llm_and_evidence_that_made_the_answers_are_found():
+    random = np.random.default_rng(0)
+    log_odds, evidence = random.normal(0.0, 4.0, 8000), -random.exponential(3.0, 8000)
+    truths = random.random(8000) < 1 / (1 + np.exp(-(log_odds / 2 + 0.6 * evidence + 1.5)))
+    fitted = fitted_spotting((1 / (1 + np.exp(-log_odds))).tolist(), evidence.tolist(), truths.tolist())
+    assert fitted.temperature == pytest.approx(2.0, rel=0.1)
+    assert fitted.spotting == pytest.approx(0.6, rel=0.1)
+    assert fitted.bias == pytest.approx(1.5, rel=0.1)
+
+
+def test_an_llm_that_is_always_wrong_weighs_nothing_rather_than_the_other_way():
+    fitted = fitted_spotting([0.01, 0.99] * 20, [-9.0, 0.0] * 20, [True, False] * 20)
+    assert 1 / fitted.temperature < 0.05
