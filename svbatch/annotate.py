@@ -16,13 +16,14 @@ import pyarrow as pa
 import torch
 
 from svbatch.ask import ask, mode_of
+from svbatch.contract import contract_of
 from svbatch.corpus.decode import Audio, decode
 from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
 from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
+from svbatch.generate import Unanswered
 from svbatch.hear import Hearing, Span, hear
 from svbatch.model import Model
-from svbatch.plan import contract_of
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.task import Task
 
@@ -31,12 +32,14 @@ SPANS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Annotated:
-    """Tables of some recordings: answers by the task's name, failures, and a row per recording."""
+    """Tables of some recordings: answers by the task's name, failures, and a row per recording. `num_unanswered`
+    counts the questions among the failures."""
 
     answers: dict[str, pa.Table]
     failures: pa.Table
     recordings: pa.Table
     audio_seconds: float
+    num_unanswered: int
 
 
 @dataclass
@@ -71,6 +74,9 @@ def annotate(
     places = [place for item in items for place in _places(item, scopes)]
     words_wanted = any(mode_of(task) != "audio" for task in tasks)
     rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
+    failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
+    num_broken = len(failures)
+    carried = {task.name: task.carried for task in tasks}
     with torch.inference_mode():
         for batch in _batches(places):
             hearings = hear([_span(place, words_wanted) for place in batch], model)
@@ -78,14 +84,21 @@ def annotate(
                 heard = [(p, h) for p, h in zip(batch, hearings, strict=True) if _is_asked(p, h, scope)]
                 asked = [task for task in tasks if task.scope == scope]
                 for name, answers in ask(asked, [h for _, h in heard], model).items():
-                    rows[name] += [
-                        _common(place, versions[name], run_id) | answer
-                        for (place, _), answer in zip(heard, answers, strict=True)
-                    ]
+                    for (place, _), answer in zip(heard, answers, strict=True):
+                        if isinstance(answer, Unanswered):
+                            failures.append(_unanswered(place, name, versions[name], answer, run_id))
+                        else:
+                            rows[name].append(_common(place, versions[name], run_id) | carried[name] | answer)
                 if scope == "segment":
                     for place, _ in heard:
                         place.item.num_segments += 1
-    return _tables(items, tasks, versions, rows, run_id)
+    return Annotated(
+        answers={task.name: _table(task, rows[task.name]) for task in tasks},
+        failures=table_of("failures", failures),
+        recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
+        audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
+        num_unanswered=len(failures) - num_broken,
+    )
 
 
 def _decoded(recording: Recording) -> Item:
@@ -141,27 +154,13 @@ def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
     }
 
 
-def _tables(
-    items: Sequence[Item],
-    tasks: Sequence[Task],
-    versions: Mapping[str, str],
-    rows: Mapping[str, list[dict[str, Any]]],
-    run_id: str,
-) -> Annotated:
-    return Annotated(
-        answers={
-            task.name: table_of(contract_of(task), sorted(rows[task.name], key=lambda row: (row["uri"], row["start"])))
-            for task in tasks
-        },
-        failures=table_of("failures", [_failure(item, item.failure, run_id) for item in items if item.failure]),
-        recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
-        audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
-    )
+def _table(task: Task, rows: list[dict[str, Any]]) -> pa.Table:
+    return table_of(contract_of(task), sorted(rows, key=lambda row: (row["uri"], row["start"])))
 
 
-def _failure(item: Item, failure: RecordingError, run_id: str) -> dict[str, Any]:
+def _failure(recording: Recording, failure: RecordingError, run_id: str) -> dict[str, Any]:
     return {
-        "uri": item.recording.uri,
+        "uri": recording.uri,
         "recording_id": None,
         "channel": None,
         "start": None,
@@ -174,6 +173,19 @@ def _failure(item: Item, failure: RecordingError, run_id: str) -> dict[str, Any]
         "run_id": run_id,
         "failed_at": datetime.now(UTC),
     }
+
+
+def _unanswered(place: Place, task: str, version: str, why: Unanswered, run_id: str) -> dict[str, Any]:
+    """One question of one span that has no answer."""
+    row = _common(place, version, run_id)
+    failed = {
+        "task": task,
+        "stage": "answer",
+        "code": why.code,
+        "message": why.message,
+        "failed_at": row.pop("annotated_at"),
+    }
+    return row | failed
 
 
 def _recording(item: Item, versions: Mapping[str, str], run_id: str) -> dict[str, Any]:

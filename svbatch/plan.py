@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from svbatch.corpus.sources import Recording, iter_recordings
-from svbatch.errors import TaskError
 from svbatch.tasks.task import Task
 
 RECORDINGS_PER_BATCH = 32
@@ -15,21 +14,6 @@ ANSWER_SETTINGS = {
     "segmentation": "energy gate 1",
     "hearing": 1,
 }  # what else changes an answer, for task_version
-
-
-def contract_of(task: Task) -> str:
-    """The data contract of a task's table: a library task's own; a user's labels have the columns of every label task.
-
-    Raises TaskError for a user's task of another answer type, or about whole recordings.
-    """
-    if task.is_library:
-        return task.definition
-    if task.answer == "label" and task.scope != "recording":
-        return "speech_activity"
-    raise TaskError(
-        f"{task.path}: tasks of your own answer with `label` about each segment or window for now, this one with "
-        f"`{task.answer}` about each {task.scope}; give it labels and another scope"
-    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """What a person reads after a run: counts, an excerpt of the answers, and how to open the tables."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from svbatch.contract import contract_of
 from svbatch.job import Job
 from svbatch.run import Outcome
+from svbatch.tables.schemas import entry_names
 from svbatch.tables.store import Store
 from svbatch.tasks.task import Task
 
@@ -48,13 +51,26 @@ def report(job: Job, outcome: Outcome) -> str:
 
 def _answer(task: Task, row: dict[str, Any]) -> str:
     if task.answer == "text":
-        text = row["text"] or ""
-        return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+        return _shortened(row["text"] or "")
     if task.answer == "label":
         return f"{row['label'] or row['reason']} ({row['probability']:.2f})"
-    said = [f"{k['keyword']} ({_when(k['start'])}{k['probability']:.2f})" for k in row["keywords"] if k["present"]]
-    return ", ".join(said) if said else "none"
+    if task.answer == "yes_no" and not task.entries:
+        said = row["reason"] if row["answer"] is None else "yes" if row["answer"] else "no"
+        return f"{said} ({row['probability']:.2f})"
+    if task.answer in ("number", "object"):
+        return _shortened(json.dumps(row["value" if task.answer == "number" else "object"], ensure_ascii=False))
+    column, fields = entry_names(contract_of(task))
+    told = [_entry([entry[name] for name in fields]) for entry in row[column] if entry.get("present", True)]
+    return _shortened(", ".join(told)) if told else "none"
 
 
-def _when(start: float | None) -> str:
-    return "" if start is None else f"at {start:.1f} s, "
+def _entry(values: list[Any]) -> str:
+    """A keyword or label with its probability and place, an item or pair with its score."""
+    words = [value for value in values if isinstance(value, str)]
+    numbers = [value for value in values if isinstance(value, float)]
+    place = f"at {numbers[1]:.1f} s, " if len(numbers) > 1 else ""
+    return f"{' = '.join(words)} ({place}{numbers[0]:.2f})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -17,8 +17,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from svbatch.bundle import Bundle, find_bundle
+from svbatch.contract import contract_of
 from svbatch.job import Job
-from svbatch.plan import ANSWER_SETTINGS, Batch, contract_of, make_plan
+from svbatch.plan import ANSWER_SETTINGS, Batch, make_plan
 from svbatch.tables.schemas import arrow_schema, table_of
 from svbatch.tables.store import Store
 from svbatch.tasks.task import task_version
@@ -35,19 +36,21 @@ SECONDS_PER_LINE = 30.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, in recordings: `annotated` + `empty` + `failed` + `unchanged` are all of the corpus."""
+    """What a run did, in recordings: `annotated` + `empty` + `failed` + `unchanged` are all of the corpus; `unanswered`
+    counts the questions of annotated ones that have no answer."""
 
     run_id: str
     annotated: int
     empty: int
     failed: int
     unchanged: int
+    unanswered: int
     audio_seconds: float
 
     @property
     def exit_code(self) -> int:
         """0 all answered, 3 finished with failures."""
-        return EXIT_FAILURES if self.failed else EXIT_ANSWERED
+        return EXIT_FAILURES if self.failed or self.unanswered else EXIT_ANSWERED
 
     @property
     def is_nothing_new(self) -> bool:
@@ -80,7 +83,13 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
                 progress.advance(len(batch.recordings), audio_seconds, counts)
             progress.close()
         outcome = Outcome(
-            run_id, counts["annotated"], counts["empty"], counts["failed"], plan.num_unchanged, audio_seconds
+            run_id=run_id,
+            annotated=counts["annotated"],
+            empty=counts["empty"],
+            failed=counts["failed"],
+            unchanged=plan.num_unchanged,
+            unanswered=counts["unanswered"],
+            audio_seconds=audio_seconds,
         )
         store.append_run(_run_row(job, bundle, outcome, started_at, device, precision))
         store.tidy()
@@ -109,6 +118,7 @@ def _answer(
     annotated = annotate(batch.recordings, batch.tasks, asked, model, run_id)
     store.commit(annotated.answers, annotated.failures, _with_kept(annotated.recordings, batch.kept))
     counts.update(annotated.recordings["status"].to_pylist())
+    counts["unanswered"] += annotated.num_unanswered
     return annotated.audio_seconds
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -227,9 +227,12 @@ def _kind(value: object) -> str:
 
 def _keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """The known keys beside the last part of a location."""
-    for part in location[:-1]:
+    parts = iter(location[:-1])
+    for part in parts:
         if isinstance(part, str):
             inner = model.model_fields[part].annotation
             models = [inner, *get_args(inner)]
+            if get_origin(inner) is dict:
+                next(parts, None)  # a key of the user's own
             model = next(m for m in models if isinstance(m, type) and issubclass(m, BaseModel))
     return list(model.model_fields)

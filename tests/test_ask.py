@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from svbatch.ask import ask, mode_of, read, transcribe
+from svbatch.ask import ask, mode_of, read
 from svbatch.bundle import Calibration
+from svbatch.generate import transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
 from svbatch.language.prefix import Prefix
 from svbatch.speech.readout import spoken_form

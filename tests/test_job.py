@@ -106,8 +106,7 @@ devise: cpu
         "job.yaml, line 3: `lmm`; did you mean `llm`?",
         "job.yaml, line 5: `keywords` must be a list of at least one",
         "job.yaml, line 6: unknown key `nam`; did you mean `name`?",
-        "job.yaml, line 7: unknown task `emotions`; known: asr, keyword_search, speech_activity; "
-        "your own starts with ./ or ends in .yaml",
+        "job.yaml, line 7: unknown task `emotions`; did you mean `emotion`?; your own starts with ./ or ends in .yaml",
         "job.yaml, line 8: `precision` is `fp16`; choose auto, float32 or bfloat16",
         "job.yaml, line 9: `output` is read as false; for text, put it in quotes",
         "job.yaml, line 10: unknown key `devise`; did you mean `device`?",

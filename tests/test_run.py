@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from svbatch.bundle import Bundle
-from svbatch.errors import BundleError, BusyError, TaskError
+from svbatch.errors import BundleError, BusyError
 from svbatch.job import Job, load_job
 from svbatch.report import report
 from svbatch.run import Outcome, run
@@ -144,13 +144,3 @@ def test_a_users_own_labels_are_asked_and_have_a_table_of_their_own(corpus_dir, 
     [row] = Store(tmp_path / "out").read("presence").to_pylist()
     assert row["label"] in ("speech", "no_speech")
     assert not row["calibrated"]  # the bundle's temperature was fitted for the library's task
-
-
-def test_a_users_own_open_task_is_refused_before_the_output_is_made(corpus_dir, tiny_bundle, tmp_path):
-    own = (LIBRARY_DIR / "asr.yaml").read_text().replace("name: asr", "name: notes")
-    (tmp_path / "notes.yaml").write_text(own)
-    path = tmp_path / "job.yaml"
-    path.write_text(f"corpus: {corpus_dir}\ntasks: [./notes.yaml]\noutput: out/\nbundle: {tiny_bundle.folder}\n")
-    with pytest.raises(TaskError, match=r"notes\.yaml: .* this one with `text` about each segment"):
-        run(load_job(path), cache=tiny_bundle.cache, quiet=True)
-    assert not (tmp_path / "out").exists()

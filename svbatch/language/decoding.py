@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from svbatch.language.cache import KeyValueCache
+from svbatch.language.guide import Guide
 from svbatch.language.llm import LanguageModel
 from svbatch.language.prefix import Prefix
 
@@ -36,13 +37,14 @@ REALIGN_TOKENS = 16
 
 @dataclass(frozen=True)
 class Decoded:
-    """One answer. `ids` are without the end of the turn; a looping answer keeps its repeats.
+    """One answer. `ids` are without the end of the turn; a looping answer keeps its repeats. `logprobs`: of each.
 
     sum_logprob: natural log, over `ids` and the end of the turn if the LLM said it. finish_reason: "stop"
     (the LLM ended its turn), "length" (it was cut at max_tokens), "loop" (it was stopped repeating itself).
     """
 
     ids: list[int]
+    logprobs: list[float]
     sum_logprob: float
     finish_reason: FinishReason
 
@@ -56,12 +58,14 @@ def greedy(
     end_id: int,
     max_tokens: Sequence[int] | int,
     drafts: Sequence[Sequence[int]] | None = None,
+    guides: Sequence[Guide] | None = None,
 ) -> list[Decoded]:
     """Each segment's answer to one instruction, taking the likeliest token at every step.
 
     max_tokens: the most that is said, the end of the turn included, for all or for each segment. drafts: a
-    guess of each answer (empty for none). The prefix can be asked again afterwards. Raises ValueError for an
-    empty instruction or a limit below 1, TaskError where the LLM's context is too short.
+    guess of each answer (empty for none). guides: what each answer may be; then there are no drafts. The
+    prefix can be asked again afterwards. Raises ValueError for an empty instruction or a limit below 1,
+    TaskError where the LLM's context is too short.
     """
     if not instruction_ids:
         raise ValueError("the instruction has no tokens, so nothing comes right before the answer")
@@ -69,9 +73,10 @@ def greedy(
     if min(limits) < 1:
         raise ValueError(f"max_tokens is {min(limits)}; an answer needs at least 1")
     guesses: Sequence[Sequence[int]] = [[]] * prefix.batch_size if drafts is None else drafts
+    own_guides: Sequence[Guide | None] = [None] * prefix.batch_size if guides is None else guides
     answers = [
-        _Answer(end_id, limit, _Draft(list(guess)), list(instruction_ids))
-        for limit, guess in zip(limits, guesses, strict=True)
+        _Answer(end_id, limit, _Draft(list(guess)), list(instruction_ids), guide)
+        for limit, guess, guide in zip(limits, guesses, own_guides, strict=True)
     ]
     cache, lengths, open_answers = prefix.cache, prefix.lengths, answers
     while open_answers:
@@ -81,7 +86,9 @@ def greedy(
             open_answers = [open_answers[row] for row in rows]
             kept = torch.tensor(rows, dtype=torch.int64, device=llm.device)
             cache, lengths = cache.select(kept), lengths[kept]
-    return [Decoded(answer.ids, answer.sum_logprob, answer.finish_reason or "length") for answer in answers]
+    return [
+        Decoded(answer.ids, answer.logprobs, answer.sum_logprob, answer.finish_reason or "length") for answer in answers
+    ]
 
 
 @dataclass
@@ -132,7 +139,9 @@ class _Answer:
     max_tokens: int
     draft: _Draft
     unread: list[int]
+    guide: Guide | None = None
     ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     sum_logprob: float = 0.0
     finish_reason: FinishReason | None = None
 
@@ -165,6 +174,9 @@ class _Answer:
             self.finish_reason = "stop"
             return
         self.ids.append(token)
+        self.logprobs.append(logprob)
+        if self.guide is not None:
+            self.guide.follow(token)
         if is_loop(self.ids):
             self.finish_reason = "loop"
         elif len(self.ids) == self.max_tokens:
@@ -198,7 +210,8 @@ def _advance(llm: LanguageModel, cache: KeyValueCache, lengths: Tensor, answers:
     )
     spans = [(len(answer.unread) - 1, len(block)) for answer, block in zip(answers, blocks, strict=True)]
     used = torch.cat([hidden[row, first:last] for row, (first, last) in enumerate(spans)])
-    choices, logprobs = llm.choose(used)
+    allowed = [answer.guide.allowed() for answer in answers if answer.guide is not None]
+    choices, logprobs = llm.choose(used, torch.stack(allowed) if allowed else None)
     said = iter(zip(choices.tolist(), logprobs.tolist(), strict=True))
     num_kept = [
         answer.accept(proposal, list(islice(said, len(proposal) + 1)))

@@ -103,9 +103,19 @@ class LanguageModel:
         flat = [logits.logsumexp(-1) for logits in self._logits(hidden.flatten(0, -2))]
         return torch.cat(flat).view(hidden.shape[:-1])
 
-    def choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest next token and its log-probability, (P, E) -> (P,) int64, (P,) float32."""
-        best = [(*logits.max(-1), logits.logsumexp(-1)) for logits in self._logits(hidden)]
+    def choose(self, hidden: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The likeliest next token and its log-probability, (P, E) -> (P,) int64, (P,) float32.
+
+        `allowed` (P, vocabulary) bool: the tokens to choose from; the probability is that among all.
+        """
+        best = []
+        first = 0
+        for logits in self._logits(hidden):
+            normalisers = logits.logsumexp(-1)
+            if allowed is not None:
+                logits = logits.masked_fill(~allowed[first : first + len(logits)].to(logits.device), -torch.inf)
+                first += len(logits)
+            best.append((*logits.max(-1), normalisers))
         values, tokens, normalisers = (torch.cat(parts) for parts in zip(*best, strict=True))
         return tokens, values - normalisers
 

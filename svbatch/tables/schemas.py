@@ -1,18 +1,11 @@
-"""Names and types of the library's tables, read from their data contracts `schemas/<table>.odcs.yaml`.
-
-The contracts (Open Data Contract Standard 3.1) are the only place where columns are named. They lie in the
-folder `schemas/` of the source tree and are installed as the package `svbatch.schemas`.
-"""
+"""Arrow schemas of the tables, from their data contracts, and rows under them."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources, util
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
+
+from svbatch.tables.contracts import Contract, read_contract
 
 ARROW_TYPES: dict[str, pa.DataType] = {  # by physicalType
     "varchar": pa.string(),
@@ -24,30 +17,31 @@ ARROW_TYPES: dict[str, pa.DataType] = {  # by physicalType
 }
 
 
-@cache
-def arrow_schema(table: str) -> pa.Schema:
-    """The schema of a library table; a column is nullable unless its contract says `required: true`."""
-    contract = yaml.safe_load((_folder() / f"{table}.odcs.yaml").read_text(encoding="utf-8"))
+def arrow_schema(table: str | Contract) -> pa.Schema:
+    """The schema of a table of svbatch's own, or of a contract; a column is nullable unless it is `required: true`."""
+    contract = read_contract(table) if isinstance(table, str) else table
     return pa.schema(_fields(contract["schema"][0]["properties"]))
 
 
-def table_of(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """`rows` under the schema of a library table, in their order.
+def entry_names(contract: Contract) -> tuple[str, list[str]]:
+    """The column that lists structs, and their fields' names: how a contract calls entries, items or pairs."""
+    columns = contract["schema"][0]["properties"]
+    column = next(each for each in columns if each["logicalType"] == "array")
+    return column["name"], [field["name"] for field in column["items"]["properties"]]
+
+
+def table_of(table: str | Contract, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """`rows` under the schema of a table of svbatch's own, or of a contract, in their order.
 
     Every key must be there and none else, in nested structs too; null only where the column is nullable.
     Raises ValueError naming the column, and pyarrow's own errors for a value of another type.
     """
     schema = arrow_schema(table)
-    row_field = pa.field(table, pa.struct(list(schema)), nullable=False)
+    name = table if isinstance(table, str) else table["name"]
+    row_field = pa.field(name, pa.struct(list(schema)), nullable=False)
     for row in rows:
-        _check(row, row_field, table)
+        _check(row, row_field, name)
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _folder() -> Traversable:
-    if util.find_spec("svbatch.schemas"):
-        return resources.files("svbatch.schemas")
-    return Path(__file__).parents[2] / "schemas"
 
 
 def _fields(properties: Sequence[Mapping[str, Any]]) -> list[pa.Field]:

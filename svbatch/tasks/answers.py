@@ -64,21 +64,21 @@ def yes_no_answers(
     temperature: float | None = None,
     min_probability: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores (B, 2) of yes and no, in this order -> B answers {present, probability, reason, calibrated}.
+    """Scores (B, 2) of yes and no, in this order -> B answers {answer, probability, reason, calibrated}.
 
     `evidence` (B,) is what speaks for yes beside the scores, added to its log-odds.
 
-    `probability` is that of yes, and `present` is whether it is at least 0.5. Where the more probable of the
-    two is below `min_probability`, `present` is None with reason low_confidence."""
+    `probability` is that of yes, and `answer` is whether it is at least 0.5. Where the more probable of the
+    two is below `min_probability`, `answer` is None with reason low_confidence."""
     answers = []
     scaled = np.array(scores, dtype=np.float64) / (1.0 if temperature is None else temperature)
-    scaled[:, 0] += evidence
+    scaled[:, 0] += np.asarray(evidence, dtype=np.float64)
     for row in probabilities(scaled):
         yes, no = (float(p) for p in row)
         reason = _reason(max(yes, no), min_probability)
         answers.append(
             {
-                "present": None if reason else yes >= no,
+                "answer": None if reason else yes >= no,
                 "probability": yes,
                 "reason": reason,
                 "calibrated": temperature is not None,

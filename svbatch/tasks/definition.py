@@ -10,7 +10,7 @@ held_out:                        never trained on; they measure how much the wor
   - Is this a complaint? Answer yes or no.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +22,9 @@ from svbatch.yaml_file import Location, Problem, did_you_mean, read_yaml, shown,
 
 YES_NO = ("yes", "no")
 CLOSED_ANSWERS = ("label", "yes_no", "labels")
+LABELLED_ANSWERS = ("label", "labels", "pairs")
+"""Answers that name labels of a set: one, each of them, or some with a value."""
+
 TABLES = ("recordings", "failures", "runs")
 COMMON_OPTIONS = ("name", "min_probability")
 """What a job may say of any task, beside the task's own parameters."""
@@ -30,6 +33,7 @@ Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sense = Literal["audio", "transcript"]
+Metric = Literal["word_error_rate", "bleu", "accuracy", "unweighted_average_recall", "macro_f1", "slu_f1"]
 
 
 class Label(BaseModel):
@@ -42,8 +46,8 @@ class Label(BaseModel):
 
 
 class Parameter(BaseModel):
-    """What a job may set of a task. `entry` is the placeholder for one of several `texts`. The parameter
-    `labels`, of type labels, replaces the file's labels."""
+    """What a job may set of a task. `entry` is the placeholder for one of several `texts`. A parameter of type
+    labels replaces the file's labels. `column` is where its value stands in every row of the task's table."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -54,10 +58,45 @@ class Parameter(BaseModel):
     default: Text | None = None
     choices: tuple[Text, ...] = ()
     entry: Word | None = None
+    column: Word | None = None
+
+
+class Limits(BaseModel):
+    """What bounds a generated answer: of items and pairs how many, of texts in it how long, of a number its range and
+    whether it is whole."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_items: Annotated[int, Field(ge=1, le=100)] | None = None
+    max_chars: Annotated[int, Field(ge=1, le=400)] | None = None
+    minimum: float | int | None = None
+    maximum: float | int | None = None
+    whole: bool | None = None
+
+
+LIMITS_OF = {
+    "items": {"max_items", "max_chars"},
+    "pairs": {"max_items", "max_chars"},
+    "number": {"minimum", "maximum", "whole"},
+}
+"""The limits that go with an answer type; the others have none."""
+
+
+class Property(BaseModel):
+    """One property of an object, a small part of JSON Schema: a text of one of `enum` or of up to 60 characters, a
+    number, true or false, a list of up to 10 of `items`, or an object of `properties`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    type: Literal["string", "integer", "number", "boolean", "array", "object"]
+    description: Text
+    enum: tuple[Text, ...] = ()
+    items: "Property | None" = None
+    properties: dict[Word, "Property"] = {}
 
 
 class Definition(BaseModel):
-    """A task's YAML file, key by key (docs/job.md has the table)."""
+    """A task's YAML file, key by key (docs/tasks.md has the table)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -68,6 +107,8 @@ class Definition(BaseModel):
     instructions: Annotated[tuple[Text, ...], Field(min_length=1)]
     held_out: tuple[Text, ...] = ()
     labels: tuple[Label, ...] = ()
+    limits: Limits = Limits()
+    properties: dict[Word, Property] = {}
     parameters: tuple[Parameter, ...] = ()
     each: Word | None = None
     spotting: bool = False
@@ -76,7 +117,7 @@ class Definition(BaseModel):
     needs_speech: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_probability: Probability | None = None
-    metric: Literal["word_error_rate", "accuracy", "unweighted_average_recall"] | None = None
+    metric: Metric | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -109,12 +150,16 @@ def repeated(words: tuple[str, ...]) -> Iterator[tuple[int, str]]:
         seen.add(word.casefold())
 
 
-def label_problems(labels: tuple[Label, ...]) -> Iterator[Problem]:
-    """What is wrong with a set of labels, by position in it."""
-    if len(labels) < 2:
-        yield (), f"{len(labels)} labels; a closed answer needs at least two"
+def label_problems(labels: tuple[Label, ...], answer: str) -> Iterator[Problem]:
+    """What is wrong with the set of labels of a task with such an answer, by position in it."""
+    least = 2 if answer == "label" else 1
+    if len(labels) < least:
+        yield (), f"{len(labels)} labels; an answer of type {answer} needs at least {least}"
     for position, name in repeated(tuple(label.name for label in labels)):
         yield (position,), f"the label {shown(name)} stands twice; keep one"
+    for position, label in enumerate(labels):
+        if answer == "pairs" and any(mark in label.name for mark in ";=\n"):
+            yield (position,), f"the label {shown(label.name)} holds a `;`, `=` or line break, which part pairs"
 
 
 def _problems(definition: Definition) -> Iterator[Problem]:
@@ -126,9 +171,9 @@ def _problems(definition: Definition) -> Iterator[Problem]:
 
 
 def _answer_problems(definition: Definition) -> Iterator[Problem]:
-    asks_labels = definition.answer in ("label", "labels")
+    asks_labels = definition.answer in LABELLED_ANSWERS
     if asks_labels and (definition.labels or not _labels_come_from_the_job(definition)):
-        for location, message in label_problems(definition.labels):
+        for location, message in label_problems(definition.labels, definition.answer):
             yield ("labels", *location), message
     if not asks_labels and definition.labels:
         yield ("labels",), f"an answer of type {definition.answer} has no labels; leave them out"
@@ -136,8 +181,39 @@ def _answer_problems(definition: Definition) -> Iterator[Problem]:
         yield ("min_probability",), f"an answer of type {definition.answer} has no probability; leave it out"
     if definition.is_closed and definition.max_tokens is not None:
         yield ("max_tokens",), f"an answer of type {definition.answer} is scored, not generated; leave it out"
+    yield from _limit_problems(definition)
     for position, sense in repeated(definition.hears):
         yield ("hears", position), f"`{sense}` stands twice; keep one"
+
+
+def _limit_problems(definition: Definition) -> Iterator[Problem]:
+    limits = definition.limits
+    for key in limits.model_fields_set - LIMITS_OF.get(definition.answer, set()):
+        yield ("limits", key), f"an answer of type {definition.answer} has no `{key}`; leave it out"
+    if limits.minimum is not None and limits.maximum is not None and limits.minimum > limits.maximum:
+        yield ("limits", "minimum"), f"{limits.minimum} is above the maximum, {limits.maximum}"
+    if (definition.answer == "object") != bool(definition.properties):
+        yield ("properties",), "`properties` go with an answer of type object, and with no other"
+    yield from _property_problems(definition.properties, ("properties",))
+
+
+def _property_problems(properties: Mapping[str, Property], where: Location) -> Iterator[Problem]:
+    for name, prop in properties.items():
+        yield from _one_property_problems(prop, (*where, name))
+
+
+def _one_property_problems(prop: Property, where: Location) -> Iterator[Problem]:
+    if prop.enum and prop.type != "string":
+        yield (*where, "enum"), "`enum` goes with type string"
+    for position, choice in repeated(prop.enum):
+        yield (*where, "enum", position), f"{shown(choice)} stands twice; keep one"
+    if (prop.type == "array") != (prop.items is not None):
+        yield (*where, "items"), "`items` go with type array, and with no other"
+    if (prop.type == "object") != bool(prop.properties):
+        yield (*where, "properties"), "`properties` go with type object, and with no other"
+    if prop.items is not None:
+        yield from _one_property_problems(prop.items, (*where, "items"))
+    yield from _property_problems(prop.properties, (*where, "properties"))
 
 
 def _labels_come_from_the_job(definition: Definition) -> bool:
@@ -161,14 +237,18 @@ def _one_parameter_problems(parameter: Parameter, definition: Definition) -> Ite
     name, type_ = parameter.name, parameter.type
     if name in COMMON_OPTIONS:
         yield "name", f"every task has `{name}`; choose another name"
-    if (name == "labels") != (type_ == "labels"):
-        yield "type", "the parameter labels, and no other, is of type labels"
+    if type_ == "labels" and definition.answer not in LABELLED_ANSWERS:
+        yield "type", f"an answer of type {definition.answer} has no labels; leave the parameter out"
+    if type_ == "labels" and [p.type for p in definition.parameters].count("labels") > 1:
+        yield "type", "another parameter is of type labels too; keep one"
     if parameter.required and parameter.default is not None:
         yield "default", f"`{name}` is required, so its default is never used; leave one of the two out"
     if type_ in ("text", "choice") and not parameter.required and parameter.default is None:
         yield "default", f"`{name}` has no default; give one, or say `required: true`"
     if type_ == "texts" and not parameter.required:
         yield "required", f"`{name}` is of type texts; say `required: true`"
+    if parameter.column is not None and type_ not in ("text", "choice"):
+        yield "column", "`column` goes with type text and choice"
     if (type_ == "choice") != bool(parameter.choices):
         yield "choices", "choices go with type choice, and with no other"
     elif parameter.default is not None and type_ == "choice" and parameter.default not in parameter.choices:
@@ -179,8 +259,10 @@ def _one_parameter_problems(parameter: Parameter, definition: Definition) -> Ite
 
 def _wording_problems(definition: Definition) -> Iterator[Problem]:
     known = {p.name for p in definition.parameters if p.type in ("text", "choice")}
-    known |= {"labels", "label_descriptions"} if definition.answer in ("label", "labels") else set()
+    known |= {"labels", "label_descriptions"} if definition.answer in LABELLED_ANSWERS else set()
     entries = {p.entry for p in definition.parameters if p.entry and p.name == definition.each}
+    entries |= {"label"} if definition.answer == "labels" else set()
+    known |= {"label_description"} if definition.answer == "labels" else set()
     wordings = (*definition.instructions, *definition.held_out)
     for position, wording in enumerate(wordings):
         location = _wording_location(definition, position)

@@ -7,7 +7,7 @@ keyword_search: {keywords: [lawyer], name: legal}     with parameters, and a tab
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,39 @@ class Task(Definition):
         return self.path.parent == LIBRARY_DIR
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        """The answers to one question that are scored, in the order of their scores; empty for an open task."""
+        if self.answer == "label":
+            return self.label_names
+        return YES_NO if self.is_closed else ()
+
+    @property
     def label_names(self) -> tuple[str, ...]:
-        """The answers that are scored, in the order of their scores; empty for an open task."""
-        return YES_NO if self.answer == "yes_no" else tuple(label.name for label in self.labels)
+        """The names of the labels, of the file or of the job."""
+        return tuple(label.name for label in self.labels)
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """What the task asks about one by one, such as keywords; empty if it asks one question."""
+        """What the task asks about one by one: keywords, or each of its labels; empty if it asks one question."""
+        if self.answer == "labels":
+            return self.label_names
         return tuple(self.values[self.each]) if self.each else ()
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """The values of parameters that stand in every row, by column."""
+        return {p.column: str(self.values[p.name]) for p in self.parameters if p.column}
 
     def questions(self, wording: str | None = None) -> tuple[str, ...]:
         """The rendered instructions: one per entry, or one. `wording` is one of the task's `instructions` or
         `held_out`; None is the default one."""
         template = self.instructions[0] if wording is None else wording
         slots = {name: value for name, value in self.values.items() if isinstance(value, str)}
-        slots["labels"] = ", ".join(label.name for label in self.labels)
+        slots["labels"] = ", ".join(self.label_names)
         slots["label_descriptions"] = "; ".join(f"{label.name}: {label.description}" for label in self.labels)
+        if self.answer == "labels":
+            each = [{"label": label.name, "label_description": label.description} for label in self.labels]
+            return tuple(prompts.render(template, slots | own) for own in each)
         if self.each is None:
             return (prompts.render(template, slots),)
         entry = self.parameter(self.each).entry or self.each
@@ -109,7 +126,10 @@ def task_version(task: Task, bundle_id: str, settings: Mapping[str, Any]) -> str
     `settings` (JSON values: segmentation, decoding). Not the task's name, nor wordings that are not asked."""
     asked = task.model_dump(
         mode="json",
-        include={"answer", "version", "labels", "each", "spotting", "hears", "scope", "needs_speech", "max_tokens"},
+        include={
+            *("answer", "version", "labels", "limits", "properties", "each", "spotting"),
+            *("hears", "scope", "needs_speech", "max_tokens"),
+        },
     )
     asked |= {"instruction": task.instructions[0], "values": task.values, "hears": sorted(task.hears)}
     asked |= {"min_probability": task.min_probability}
@@ -136,11 +156,12 @@ def _with_options(definition: Definition, path: Path, options: Mapping[str, Any]
     problems = list(_option_problems(options, definition))
     values: dict[str, Any] = {}
     for parameter in definition.parameters:
-        values[parameter.name], found = _value(parameter, options)
+        values[parameter.name], found = _value(parameter, options, definition.answer)
         problems += found
     if problems:
         return problems
-    labels = values.pop("labels", None) or definition.labels
+    given_labels = next((values.pop(p.name) for p in definition.parameters if p.type == "labels"), None)
+    labels = given_labels or definition.labels
     common = {key: options[key] for key in COMMON_OPTIONS if key in options}
     given = {"labels": labels, "values": values, "path": path, "definition": definition.name, **common}
     return Task.model_validate({**dict(definition), **given})
@@ -173,8 +194,8 @@ def _fits(annotation: Any, value: object) -> bool:
     return True
 
 
-def _value(parameter: Parameter, options: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
-    """The value of one parameter, and what is wrong with it."""
+def _value(parameter: Parameter, options: Mapping[str, Any], answer: str) -> tuple[Any, list[Problem]]:
+    """The value of one parameter of a task with such an answer, and what is wrong with it."""
     if parameter.name not in options:
         missing = f"the key `{parameter.name}` is missing: {parameter.description}"
         return parameter.default, [((), missing)] if parameter.required else []
@@ -182,8 +203,8 @@ def _value(parameter: Parameter, options: Mapping[str, Any]) -> tuple[Any, list[
     several = parameter.type in ("texts", "labels")
     if several and not (isinstance(given, list | tuple) and given):
         return None, [((parameter.name,), f"`{parameter.name}` must be a list of at least one")]
-    read: Callable[[Any], tuple[Any, list[Problem]]] = _labels if parameter.type == "labels" else _texts
-    value, found = read(given if several else (given,))
+    value: tuple[Any, ...]
+    value, found = _labels(given, answer) if parameter.type == "labels" else _texts(given if several else (given,))
     if parameter.type == "choice" and not found and value[0] not in parameter.choices:
         found = [((), f"{shown(value[0])}{did_you_mean(value[0], parameter.choices)}")]
     located = [((parameter.name, *(where if several else ())), message) for where, message in found]
@@ -203,7 +224,7 @@ def _texts(given: Sequence[Any]) -> tuple[tuple[str, ...], list[Problem]]:
     return texts, found
 
 
-def _labels(given: Sequence[Any]) -> tuple[tuple[Label, ...], list[Problem]]:
+def _labels(given: Sequence[Any], answer: str) -> tuple[tuple[Label, ...], list[Problem]]:
     labels = []
     found: list[Problem] = []
     for position, label in enumerate(given):
@@ -212,4 +233,4 @@ def _labels(given: Sequence[Any]) -> tuple[tuple[Label, ...], list[Problem]]:
         except ValidationError as error:
             keys = ", ".join(str(detail["loc"][-1]) for detail in error.errors() if detail["loc"])
             found.append(((position,), f"write {{name: …, description: …}}; wrong: {keys or shown(label)}"))
-    return tuple(labels), found or list(label_problems(tuple(labels)))
+    return tuple(labels), found or list(label_problems(tuple(labels), answer))

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from svbatch.ask import Answer, Mode, ask, read, transcribe
+from svbatch.ask import Mode, mode_of, read
 from svbatch.corpus.segment import fixed_windows, speech_segments
+from svbatch.generate import transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
+from svbatch.score import Answer, closed_answers
 from svbatch.speech.readout import spoken_form
 from svbatch.tasks import prompts
-from svbatch.tasks.task import load_task
+from svbatch.tasks.task import Task, load_task
 from svbatch.training.data import Example, read_waveform
 from svbatch.training.questions import lookalikes
 
@@ -82,7 +84,7 @@ def heard_examples(examples: Sequence[Example], model: Model, modes: Sequence[Mo
             spoken = [(i, h) for (i, _), h in zip(segments, heard, strict=True) if h.has_speech]
             texts = _texts([h for _, h in spoken], [_is_english(batch[i]) for i, _ in spoken], model, modes)
             in_windows = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in windows], model)
-            labels = ask([activity], in_windows, model)["speech_activity"]
+            labels = _closed(activity, in_windows, model)
         for i, example in enumerate(batch):
             own = [j for j, (k, _) in enumerate(spoken) if k == i]
             first = next(j for j, (k, _) in enumerate(windows) if k == i)
@@ -92,6 +94,10 @@ def heard_examples(examples: Sequence[Example], model: Model, modes: Sequence[Mo
                 labels[first],
                 [spoken[j][1] for j in own],
             )
+
+
+def _closed(task: Task, hearings: Sequence[Hearing], model: Model) -> list[Answer]:
+    return closed_answers([task], hearings, read(hearings, mode_of(task), model), model)[task.name]
 
 
 def _is_english(example: Example) -> bool:
@@ -191,7 +197,7 @@ def asked_keywords(evaluated: Sequence[Evaluated], model: Model, seed: int) -> l
     for each, word, truth in tqdm(keyword_questions(evaluated, seed), desc="keyword_search", disable=None):
         task = load_task({"keyword_search": {"keywords": [word]}}, Path())
         with torch.inference_mode():
-            found = ask([task], each.hearings, model)["keyword_search"]
+            found = _closed(task, each.hearings, model)
         probability = max(answer["keywords"][0]["probability"] for answer in found)
         spotted = [place for hearing in each.hearings for place in spotted_words([word], hearing, model)]
         evidence = max((place.evidence for place in spotted if place is not None), default=None)

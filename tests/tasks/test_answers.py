@@ -68,8 +68,8 @@ def test_a_fitted_temperature_makes_an_answer_calibrated():
 
 def test_yes_no_gives_the_probability_of_yes():
     yes, no = yes_no_answers(np.log([[0.9, 0.1], [0.3, 0.7]]))
-    assert yes == {"present": True, "probability": pytest.approx(0.9), "reason": None, "calibrated": False}
-    assert no == {"present": False, "probability": pytest.approx(0.3), "reason": None, "calibrated": False}
+    assert yes == {"answer": True, "probability": pytest.approx(0.9), "reason": None, "calibrated": False}
+    assert no == {"answer": False, "probability": pytest.approx(0.3), "reason": None, "calibrated": False}
 
 
 def test_evidence_is_added_to_the_log_odds_of_yes_after_the_temperature():
@@ -80,7 +80,7 @@ def test_evidence_is_added_to_the_log_odds_of_yes_after_the_temperature():
 
 def test_a_weak_yes_and_a_weak_no_are_null():
     answers = yes_no_answers(np.log([[0.6, 0.4], [0.4, 0.6], [0.1, 0.9]]), min_probability=0.8)
-    assert [answer["present"] for answer in answers] == [None, None, False]
+    assert [answer["answer"] for answer in answers] == [None, None, False]
     assert [answer["reason"] for answer in answers] == ["low_confidence", "low_confidence", None]
 
 

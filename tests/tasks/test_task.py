@@ -34,7 +34,8 @@ def refusal(entry, base=Path()):
 
 
 def load_library_task(name):
-    return load_task(KEYWORDS if name == "keyword_search" else name, Path())
+    given = {"keyword_search": KEYWORDS, "question": {"question": {"question": "Who calls?"}}}
+    return load_task(given.get(name, name), Path())
 
 
 @pytest.mark.parametrize("name", library_names())
@@ -64,7 +65,7 @@ def test_keyword_search_asks_once_per_keyword():
         'Is "refund" said? Answer yes or no.',
         'Is "New York" said? Answer yes or no.',
     )
-    assert task.label_names == ("yes", "no")
+    assert task.scored == ("yes", "no")
 
 
 def test_a_name_is_the_jobs_and_the_definition_stays():
@@ -142,7 +143,7 @@ def test_every_problem_of_an_entry_is_named():
         ({"instructions": "['{{ labls }}?']"}, "line 5: the placeholder `labls`; did you mean `labels`?"),
         ({"instructions": "['{{ 7 * 7 }}?']"}, "line 5: a template's Mul; a wording holds text"),
         ({"labels": "[{name: A, description: x}, {name: a, description: y}]"}, "line 6: the label `a`"),
-        ({"labels": "[{name: A, description: x}]"}, "line 6: 1 labels; a closed answer needs at least two"),
+        ({"labels": "[{name: A, description: x}]"}, "line 6: 1 labels; an answer of type label needs at least 2"),
         ({"labels": None}, "complaint.yaml: 0 labels"),
         ({"labels": "[{name: A, descripton: x}]"}, "line 6: unknown key `descripton`; did you mean"),
         ({"answer": "text"}, "line 6: an answer of type text has no labels"),
@@ -211,7 +212,9 @@ def test_a_version_changes_with_all_that_can_change_an_answer(tmp_path):
             {"scope": "recording"},
             {"needs_speech": "false"},
             {"min_probability": "0.5"},
-            {"answer": "labels"},
+            {"answer": "labels", "instructions": "['Is it {{ label }}?']"},
+            {"answer": "items", "labels": None, "instructions": "['What?']"},
+            {"answer": "items", "labels": None, "instructions": "['What?']", "limits": "{max_items: 3}"},
         ]
     ]
     versions = [task_version(task, "mini-1", settings) for task in tasks]

@@ -1,0 +1,137 @@
+"""Open answers: transcripts, free text, and answers under a grammar."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from svbatch.contract import contract_of
+from svbatch.hear import Hearing, timed_words
+from svbatch.language.decoding import Decoded, greedy
+from svbatch.language.guide import guides
+from svbatch.language.prefix import Prefix
+from svbatch.model import Model
+from svbatch.speech.alignment import Word
+from svbatch.speech.readout import spoken_form
+from svbatch.tables.schemas import entry_names
+from svbatch.tasks import prompts
+from svbatch.tasks.grammar import Said, grammar_of, parse_items, parse_number, parse_object, parse_pairs
+from svbatch.tasks.task import Task
+
+MAX_TOKENS = 400
+Answer = dict[str, Any]  # the columns beside the common ones
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """Why a task has no answer to one hearing: a short word, fit for grouping, and a line for a person."""
+
+    code: str
+    message: str
+
+
+def open_answers(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Answer | Unanswered]:
+    """A generated answer of one task to each of `hearings`, which the prefix has read."""
+    if task.definition == "asr" and task.is_library:
+        return list(_llm_transcripts(task, hearings, prefix, model))
+    grammar = grammar_of(task)
+    end_id = prompts.end_id(model.tokenizer)
+    decoded = greedy(
+        model.llm,
+        prefix,
+        prompts.question_ids(model.tokenizer, task.questions()[0]),
+        end_id=end_id,
+        max_tokens=task.max_tokens or MAX_TOKENS,
+        guides=guides(model.tokenizer, model.llm.vocab_size, end_id, grammar, count=prefix.batch_size)
+        if grammar
+        else None,
+    )
+    return [_text_answer(one, model) if grammar is None else _typed_answer(task, one, model) for one in decoded]
+
+
+def recogniser_transcript(hearing: Hearing, model: Model) -> Answer:
+    """What the recogniser wrote, as an answer of `asr`."""
+    transcript = hearing.transcript
+    assert transcript is not None, "a span asked of the recogniser was not transcribed"
+    return {
+        "text": transcript.text,
+        "words": _words(timed_words(transcript.text, hearing, model)),
+        "num_tokens": transcript.num_tokens,
+        "avg_logprob": transcript.avg_logprob,
+        "finish_reason": transcript.finish_reason,
+        "no_speech_probability": transcript.no_speech_probability,
+        "via": "recogniser",
+    }
+
+
+def transcribe(
+    hearings: Sequence[Hearing],
+    prefix: Prefix,
+    question: str,
+    max_tokens: int,
+    model: Model,
+    *,
+    drafts: bool = True,
+) -> list[Decoded]:
+    """The LLM's own transcripts; drafts are the recogniser's text where there is one, else the read-out's tokens."""
+    guesses = [_draft(hearing, model) for hearing in hearings] if drafts else None
+    return greedy(
+        model.llm,
+        prefix,
+        prompts.question_ids(model.tokenizer, question),
+        end_id=prompts.end_id(model.tokenizer),
+        max_tokens=max_tokens,
+        drafts=guesses,
+    )
+
+
+def _draft(hearing: Hearing, model: Model) -> list[int]:
+    text = spoken_form(hearing.text) if hearing.transcript else model.tokenizer.decode(hearing.read)
+    return prompts.answer_ids(model.tokenizer, text.strip())
+
+
+def _llm_transcripts(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Answer]:
+    decoded = transcribe(hearings, prefix, task.questions()[0], task.max_tokens or MAX_TOKENS, model)
+    answers = []
+    for hearing, one in zip(hearings, decoded, strict=True):
+        said = _text_answer(one, model)
+        answers.append(
+            said
+            | {
+                "words": _words(timed_words(said["text"], hearing, model)),
+                "no_speech_probability": hearing.transcript.no_speech_probability if hearing.transcript else None,
+                "via": "llm",
+            }
+        )
+    return answers
+
+
+def _text_answer(decoded: Decoded, model: Model) -> Answer:
+    return {
+        "text": prompts.answer_text(model.tokenizer, decoded.ids).strip(),
+        "num_tokens": len(decoded.ids),
+        "avg_logprob": decoded.sum_logprob / max(1, len(decoded.ids) + (decoded.finish_reason == "stop")),
+        "finish_reason": decoded.finish_reason,
+    }
+
+
+def _typed_answer(task: Task, decoded: Decoded, model: Model) -> Answer | Unanswered:
+    """The answer that the grammar let be formed; cut short, it is none."""
+    if decoded.finish_reason != "stop":
+        code = {"length": "token_limit", "loop": "loop"}[decoded.finish_reason]
+        limit = task.max_tokens or MAX_TOKENS
+        return Unanswered(
+            code, f"task {task.name}: the answer was not complete after {len(decoded.ids)} of {limit} tokens"
+        )
+    text = prompts.answer_text(model.tokenizer, decoded.ids)
+    ends = [len(prompts.answer_text(model.tokenizer, decoded.ids[: n + 1])) for n in range(len(decoded.ids))]
+    said = Said(text, ends, decoded.logprobs)
+    if task.answer in ("number", "object"):
+        value, score = parse_number(said) if task.answer == "number" else parse_object(said)
+        return {"value" if task.answer == "number" else "object": value, "score": score}
+    parse: Callable[[Said], Sequence[tuple[Any, ...]]] = parse_items if task.answer == "items" else parse_pairs
+    column, fields = entry_names(contract_of(task))
+    return {column: [dict(zip(fields, found, strict=True)) for found in parse(said)]}
+
+
+def _words(words: Sequence[Word]) -> list[Answer]:
+    return [{"word": w.word, "start": w.start, "end": w.end} for w in words]

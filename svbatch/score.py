@@ -1,0 +1,128 @@
+"""Closed answers: every label of every question is scored, all questions of a batch packed together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svbatch.bundle import Calibration
+from svbatch.contract import contract_of
+from svbatch.hear import Hearing, spotted_words, timed_words
+from svbatch.language.prefix import Prefix
+from svbatch.language.scoring import score_many
+from svbatch.model import Model
+from svbatch.speech.alignment import Word
+from svbatch.speech.readout import spoken_form
+from svbatch.speech.spotting import Spotted
+from svbatch.tables.schemas import entry_names
+from svbatch.tasks import prompts
+from svbatch.tasks.answers import label_answers, yes_no_answers
+from svbatch.tasks.task import Task
+
+Scores = NDArray[np.float32]
+Answer = dict[str, Any]  # the columns beside the common ones
+
+
+def closed_answers(
+    tasks: Sequence[Task], hearings: Sequence[Hearing], prefix: Prefix, model: Model
+) -> dict[str, list[Answer]]:
+    """Answers of closed tasks to `hearings`, which the prefix has read, by the task's name."""
+    questions = [
+        (
+            prompts.question_ids(model.tokenizer, question),
+            [prompts.answer_ids(model.tokenizer, answer) for answer in task.scored],
+        )
+        for task in tasks
+        for question in task.questions()
+    ]
+    scores = iter(score_many(model.llm, prefix, questions) if questions else [])
+    answers: dict[str, list[Answer]] = {}
+    for task in tasks:
+        own = [next(scores).numpy() for _ in task.questions()]
+        fitted = model.calibration.get(task.definition) if task.is_library else None
+        if task.answer == "label":
+            answers[task.name] = _label_answers(task, own[0], fitted)
+        elif task.entries:
+            answers[task.name] = _entry_answers(task, own, fitted, hearings, model)
+        else:
+            answers[task.name] = _yes_no_answers(task, own[0], fitted)
+    return answers
+
+
+def _label_answers(task: Task, scores: Scores, fitted: Calibration | None) -> list[Answer]:
+    temperature = fitted.temperature if fitted else None
+    return label_answers(scores, task.scored, temperature=temperature, min_probability=task.min_probability)
+
+
+def _yes_no_answers(
+    task: Task, scores: Scores, fitted: Calibration | None, evidence: Sequence[float] | float = 0.0
+) -> list[Answer]:
+    return yes_no_answers(
+        scores,
+        evidence=evidence,
+        temperature=fitted.temperature if fitted else None,
+        min_probability=task.min_probability,
+    )
+
+
+def _entry_answers(
+    task: Task,
+    scores: Sequence[Scores],
+    fitted: Calibration | None,
+    hearings: Sequence[Hearing],
+    model: Model,
+) -> list[Answer]:
+    """Yes or no to each of a task's entries, in one list a hearing, named as the task's contract names it."""
+    column, fields = entry_names(contract_of(task))
+    spotted = [
+        spotted_words(task.entries, hearing, model) if task.spotting else [None] * len(task.entries)
+        for hearing in hearings
+    ]
+    by_entry = [
+        _yes_no_answers(task, own, fitted, [_evidence(row[i], fitted) for row in spotted])
+        for i, own in enumerate(scores)
+    ]
+    rows: list[Answer] = []
+    for answers, places, hearing in zip(zip(*by_entry, strict=True), spotted, hearings, strict=True):
+        present = [answer["answer"] for answer in answers]
+        starts = _starts(task.entries, present, places, hearing, model) if task.spotting else [None] * len(present)
+        values = zip(task.entries, present, [a["probability"] for a in answers], starts, strict=True)
+        rows.append(
+            {
+                column: [dict(zip(fields, value, strict=False)) for value in values],
+                "calibrated": fitted is not None,
+            }
+        )
+    return rows
+
+
+def _evidence(spotted: Spotted | None, fitted: Calibration | None) -> float:
+    """What a spotted word adds to the log-odds of yes; nothing where its weight was not fitted."""
+    if spotted is None or fitted is None:
+        return 0.0
+    return fitted.bias + fitted.spotting * spotted.evidence
+
+
+def _starts(
+    entries: Sequence[str],
+    present: Sequence[bool | None],
+    places: Sequence[Spotted | None],
+    hearing: Hearing,
+    model: Model,
+) -> list[float | None]:
+    """Where each present entry is said: its first place in the transcript, else where the sound is most like it."""
+    words = timed_words(hearing.text, hearing, model) if any(present) else []
+    spoken = [spoken_form(word.word).strip() for word in words]
+    return [
+        _first(entry, spoken, words, place.start if place else None) if is_present else None
+        for entry, is_present, place in zip(entries, present, places, strict=True)
+    ]
+
+
+def _first(entry: str, spoken: Sequence[str], words: Sequence[Word], otherwise: float | None) -> float | None:
+    wanted = spoken_form(entry).split()
+    for i in range(len(spoken) - len(wanted) + 1):
+        if list(spoken[i : i + len(wanted)]) == wanted:
+            return words[i].start
+    return otherwise

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from svbatch.errors import TaskError
+from svbatch.language.guide import guides
+from svbatch.tasks.grammar import grammar_of
+from svbatch.tasks.task import Task, load_task
+
+ROOT = Path(__file__).parents[2]
+END = "<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(ROOT / "svbatch/bundles/mini/tokenizer.json"))
+
+
+def accepts(tokenizer: Tokenizer, grammar: str, text: str) -> bool:
+    """Whether an answer may be `text` and end there."""
+    end = tokenizer.token_to_id(END)
+    [guide] = guides(tokenizer, tokenizer.get_vocab_size(), end, grammar, count=1)
+    for token in [*tokenizer.encode(text, add_special_tokens=False).ids, end]:
+        if not guide.allowed()[token]:
+            return False
+        if token != end:
+            guide.follow(token)
+    return True
+
+
+def own(folder: Path, text: str) -> Task:
+    (folder / "own.yaml").write_text(f"name: own\nversion: 1\ndescription: A test.\ninstructions: [What]\n{text}")
+    return load_task("./own.yaml", folder)
+
+
+@pytest.mark.parametrize(
+    ("definition", "right", "wrong"),
+    [
+        (
+            "answer: items\nlimits: {max_items: 2, max_chars: 5}",
+            ["none", "a", "tea; cake", "ä b"],
+            ["", "a;b", "a; b; c", "coffee", " a", "a; ", "a\nb", "none; "],
+        ),
+        (
+            "answer: pairs\nlabels: [{name: a b, description: x}, {name: 'q\"\\', description: y}]",
+            ["none", "a b = 3", 'q"\\ = tea; a b = no sugar'],
+            ["", "a = 3", "a b = ", "a b=3", "a b", "a b = x = y"],
+        ),
+        ("answer: number", ["0", "-7", "12.50", "none"], ["", "07", "1.", "1e9", "1 ", "+1", "1234567890123456"]),
+        ("answer: number\nlimits: {whole: true}", ["42", "none"], ["4.2", "42.0"]),
+        (
+            "answer: number\nlimits: {whole: true, minimum: 0, maximum: 12}",
+            ["0", "12", "none"],
+            ["13", "-1", "1.5", "120"],
+        ),
+        (
+            "answer: object\nproperties: {a: {type: string, description: x}, n: {type: integer, description: y}}",
+            ['{"a":"tea","n":2}', '{"a":null,"n":null}'],
+            ['{"a": "tea","n":2}', '{"n":2,"a":"tea"}', '{"a":"tea"}', '{"a":"","n":2}', '{"a":"tea","n":2,"b":1}'],
+        ),
+    ],
+)
+def test_an_answer_can_only_be_what_its_task_allows(tokenizer, tmp_path, definition, right, wrong):
+    grammar = grammar_of(own(tmp_path, definition))
+    assert {text: accepts(tokenizer, grammar, text) for text in [*right, *wrong]} == dict.fromkeys(
+        right, True
+    ) | dict.fromkeys(wrong, False)
+
+
+def test_no_control_token_is_allowed_inside_an_answer(tokenizer):
+    grammar = grammar_of(load_task("keywords", Path()))
+    [guide] = guides(tokenizer, tokenizer.get_vocab_size(), tokenizer.token_to_id(END), grammar, count=1)
+    control = torch.tensor([tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|endoftext|>", END)])
+    assert not guide.allowed()[control].any()
+
+
+def test_guides_of_one_grammar_go_their_own_ways(tokenizer):
+    end = tokenizer.token_to_id(END)
+    first, second = guides(tokenizer, tokenizer.get_vocab_size(), end, 'start: "a" | "b"', count=2)
+    first.follow(tokenizer.token_to_id("a"))
+    assert first.allowed().nonzero().flatten().tolist() == [end]
+    assert not second.allowed()[end]
+
+
+def test_a_grammar_that_cannot_be_read_is_an_error(tokenizer):
+    with pytest.raises(TaskError, match="grammar cannot be followed"):
+        guides(tokenizer, tokenizer.get_vocab_size(), tokenizer.token_to_id(END), "start: nowhere", count=1)
