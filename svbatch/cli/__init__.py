@@ -15,6 +15,7 @@ from svbatch.errors import SvbatchError
 
 COMMANDS = {
     "run": "Answer a job's tasks for every recording that has no answers yet.",
+    "tasks": "List, show and check tasks, and write their tables' contracts.",
     "bundle": "List, show, check and fetch models.",
     "train": "Train projector and adapter by a recipe.",
     "evaluate": "Measure a bundle on recordings with known answers.",
@@ -23,6 +24,7 @@ COMMANDS = {
 }
 MODULES = {
     "run": "run",
+    "tasks": "tasks",
     "bundle": "model",
     "train": "model",
     "evaluate": "model",

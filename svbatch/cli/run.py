@@ -33,7 +33,7 @@ def run(job: Path, corpus: tuple[str, ...], output: Path | None, cache: Path | N
         job, output = shipped, output or Path("out") / job
     loaded = load_job(job, corpus=corpus, output=output)
     outcome = run_job(loaded, cache=cache, quiet=quiet)
-    if not quiet or outcome.failed:
+    if not quiet or outcome.exit_code:
         from svbatch.report import report
 
         click.echo(report(loaded, outcome))

@@ -121,6 +121,13 @@ def resolve_task(entry: object, base: Path) -> Task | list[Problem]:
     return task if isinstance(task, Task) else [((source, *where), message) for where, message in task]
 
 
+def bare_task(source: str, base: Path) -> Task:
+    """The task of a name or a path relative to `base`, without what a job says of it. Raises TaskError."""
+    path = _path(source, base)
+    definition = read_definition(path)
+    return Task.model_validate({**dict(definition), "values": {}, "path": path, "definition": definition.name})
+
+
 def task_version(task: Task, bundle_id: str, settings: Mapping[str, Any]) -> str:
     """16 hex digits of sha256 over all that can change an answer: what is asked and of what, the bundle, and
     `settings` (JSON values: segmentation, decoding). Not the task's name, nor wordings that are not asked."""
@@ -203,12 +210,18 @@ def _value(parameter: Parameter, options: Mapping[str, Any], answer: str) -> tup
     several = parameter.type in ("texts", "labels")
     if several and not (isinstance(given, list | tuple) and given):
         return None, [((parameter.name,), f"`{parameter.name}` must be a list of at least one")]
-    value: tuple[Any, ...]
-    value, found = _labels(given, answer) if parameter.type == "labels" else _texts(given if several else (given,))
+    if parameter.type == "labels":
+        return _labels_of(parameter, given, answer)
+    value, found = _texts(given if several else (given,))
     if parameter.type == "choice" and not found and value[0] not in parameter.choices:
         found = [((), f"{shown(value[0])}{did_you_mean(value[0], parameter.choices)}")]
     located = [((parameter.name, *(where if several else ())), message) for where, message in found]
     return value if several or found else value[0], located
+
+
+def _labels_of(parameter: Parameter, given: Sequence[Any], answer: str) -> tuple[Any, list[Problem]]:
+    labels, found = _labels(given, answer)
+    return labels, [((parameter.name, *where), message) for where, message in found]
 
 
 def _texts(given: Sequence[Any]) -> tuple[tuple[str, ...], list[Problem]]:
