@@ -22,7 +22,7 @@ from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
 from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
 from svbatch.generate import Unanswered
-from svbatch.hear import Hearing, Span, hear
+from svbatch.hear import Span, hear
 from svbatch.model import Model
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.task import Task
@@ -80,18 +80,21 @@ def annotate(
     with torch.inference_mode():
         for batch in _batches(places):
             hearings = hear([_span(place, words_wanted) for place in batch], model)
-            for scope in sorted(scopes):
-                heard = [(p, h) for p, h in zip(batch, hearings, strict=True) if _is_asked(p, h, scope)]
-                asked = [task for task in tasks if task.scope == scope]
-                for name, answers in ask(asked, [h for _, h in heard], model).items():
+            for place, hearing in zip(batch, hearings, strict=True):
+                place.item.num_segments += "segment" in place.scopes and hearing.has_speech
+            for scope, needs_speech in sorted({(task.scope, task.needs_speech) for task in tasks}):
+                asked = [task for task in tasks if (task.scope, task.needs_speech) == (scope, needs_speech)]
+                heard = [
+                    (place, hearing)
+                    for place, hearing in zip(batch, hearings, strict=True)
+                    if scope in place.scopes and (hearing.has_speech or not needs_speech)
+                ]
+                for name, answers in ask(asked, [hearing for _, hearing in heard], model).items():
                     for (place, _), answer in zip(heard, answers, strict=True):
                         if isinstance(answer, Unanswered):
                             failures.append(_unanswered(place, name, versions[name], answer, run_id))
                         else:
                             rows[name].append(_common(place, versions[name], run_id) | carried[name] | answer)
-                if scope == "segment":
-                    for place, _ in heard:
-                        place.item.num_segments += 1
     return Annotated(
         answers={task.name: _table(task, rows[task.name]) for task in tasks},
         failures=table_of("failures", failures),
@@ -133,10 +136,6 @@ def _span(place: Place, words_wanted: bool) -> Span:
     assert place.item.audio is not None
     waveform = place.item.audio.waveform[place.span.start : place.span.end]
     return Span(waveform, place.span.start_s, transcribed=words_wanted and "segment" in place.scopes)
-
-
-def _is_asked(place: Place, hearing: Hearing, scope: str) -> bool:
-    return scope in place.scopes and (scope == "window" or hearing.has_speech)
 
 
 def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
 from svbatch.annotate import Annotated, annotate
-from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.corpus.decode import decode
+from svbatch.corpus.sources import Recording, iter_recordings, recording_at
+from svbatch.hear import Span, hear
 from svbatch.tasks.task import load_task
 
 TASKS = [
@@ -140,3 +145,20 @@ def test_a_recording_that_is_only_asked_about_its_windows_is_not_called_empty(re
     annotated = answer(twice, tiny_model, [task for task in TASKS if task.name == "speech_activity"])
     [row] = rows(annotated, "recordings")
     assert (row["status"], row["num_segments"]) == ("annotated", 2)
+
+
+def test_a_task_that_needs_speech_is_asked_only_where_there_is_some(tmp_path, bursts, tiny_model):
+    """The tiny read-out finds words in the sound and none in digital silence, which is one window."""
+    soundfile.write(tmp_path / "sound.wav", bursts(3.0, seed=5), 16_000)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(48_000, np.float32), 16_000)
+    activity = load_task("speech_activity", Path())
+    tasks = [activity, activity.model_copy(update={"name": "spoken", "needs_speech": True})]
+    recordings = [recording_at(tmp_path / name) for name in ("sound.wav", "silence.wav")]
+    with torch.inference_mode():
+        spans = [Span(decode(recording).waveform, 0.0, transcribed=False) for recording in recordings]
+        speaks = [bool(heard.has_speech) for heard in hear(spans, tiny_model)]
+    answers = annotate(recordings, tasks, {"speech_activity": "1", "spoken": "2"}, tiny_model, "run").answers
+    assert answers["speech_activity"].num_rows == 2
+    assert answers["spoken"]["uri"].to_pylist() == sorted(
+        recording.uri for recording, spoken in zip(recordings, speaks, strict=True) if spoken
+    )
