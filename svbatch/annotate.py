@@ -21,10 +21,11 @@ from svbatch.corpus.decode import Audio, decode
 from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
 from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
-from svbatch.generate import Unanswered
-from svbatch.hear import Span, hear
+from svbatch.generate import Answer, Unanswered
+from svbatch.hear import Hearing, Span, hear
 from svbatch.model import Model
 from svbatch.tables.schemas import table_of
+from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
 
 SPANS_AT_ONCE = 8
@@ -54,11 +55,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Place:
-    """A span of one recording and what is asked of it: it is a segment, a window, or both."""
+    """A span of one recording that is heard once: it is a segment, a window, or both."""
 
     item: Item
     span: Segment
-    scopes: frozenset[str]
+    kinds: frozenset[str]
 
 
 def annotate(
@@ -70,38 +71,51 @@ def annotate(
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name."""
     items = [_decoded(recording) for recording in recordings]
-    scopes = {task.scope for task in tasks}
-    places = [place for item in items for place in _places(item, scopes)]
+    kinds = {_kind(task) for task in tasks}
+    places = [place for item in items for place in _places(item, kinds)]
     words_wanted = any(mode_of(task) != "audio" for task in tasks)
-    rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
+    answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
     failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
     num_broken = len(failures)
-    carried = {task.name: task.carried for task in tasks}
     with torch.inference_mode():
         for batch in _batches(places):
             hearings = hear([_span(place, words_wanted) for place in batch], model)
             for place, hearing in zip(batch, hearings, strict=True):
-                place.item.num_segments += "segment" in place.scopes and hearing.has_speech
-            for scope, needs_speech in sorted({(task.scope, task.needs_speech) for task in tasks}):
-                asked = [task for task in tasks if (task.scope, task.needs_speech) == (scope, needs_speech)]
-                heard = [
-                    (place, hearing)
-                    for place, hearing in zip(batch, hearings, strict=True)
-                    if scope in place.scopes and (hearing.has_speech or not needs_speech)
-                ]
-                for name, answers in ask(asked, [hearing for _, hearing in heard], model).items():
-                    for (place, _), answer in zip(heard, answers, strict=True):
-                        if isinstance(answer, Unanswered):
-                            failures.append(_unanswered(place, name, versions[name], answer, run_id))
-                        else:
-                            rows[name].append(_common(place, versions[name], run_id) | carried[name] | answer)
+                place.item.num_segments += "segment" in place.kinds and hearing.has_speech
+            for task, place, answer in _asked(tasks, batch, hearings, model):
+                if isinstance(answer, Unanswered):
+                    failures.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
+                else:
+                    answers[task.name].append((place, answer))
     return Annotated(
-        answers={task.name: _table(task, rows[task.name]) for task in tasks},
+        answers={task.name: _table(task, answers[task.name], versions[task.name], run_id) for task in tasks},
         failures=table_of("failures", failures),
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
         num_unanswered=len(failures) - num_broken,
     )
+
+
+def _asked(
+    tasks: Sequence[Task], batch: Sequence[Place], hearings: Sequence[Hearing], model: Model
+) -> Iterator[tuple[Task, Place, Answer | Unanswered]]:
+    """Every task's answers to those of the batch that it is about."""
+    by_name = {task.name: task for task in tasks}
+    for kind, needs_speech in sorted({(_kind(task), task.needs_speech) for task in tasks}):
+        heard = [
+            (place, hearing)
+            for place, hearing in zip(batch, hearings, strict=True)
+            if kind in place.kinds and (hearing.has_speech or not needs_speech)
+        ]
+        alike = [task for task in tasks if (_kind(task), task.needs_speech) == (kind, needs_speech)]
+        for name, answers in ask(alike, [hearing for _, hearing in heard], model).items():
+            for (place, _), answer in zip(heard, answers, strict=True):
+                yield by_name[name], place, answer
+
+
+def _kind(task: Task) -> str:
+    """What spans a task is asked of: a whole recording is asked by its segments."""
+    return "window" if task.scope == "window" else "segment"
 
 
 def _decoded(recording: Recording) -> Item:
@@ -111,18 +125,18 @@ def _decoded(recording: Recording) -> Item:
         return Item(recording, failure=failure)
 
 
-def _places(item: Item, scopes: Collection[str]) -> Iterator[Place]:
+def _places(item: Item, kinds: Collection[str]) -> Iterator[Place]:
     """The spans of a recording that are heard, each once, whatever it is heard for."""
     if item.audio is None:
         return
     sounding = speech_segments(item.audio.waveform)
-    if "segment" not in scopes:
+    if "segment" not in kinds:
         item.num_segments = len(sounding)  # not listened to: what passed the gate counts as speech
-    segments = set(sounding) if "segment" in scopes else set()
-    windows = set(fixed_windows(item.audio.waveform.size)) if "window" in scopes else set()
+    segments = set(sounding) if "segment" in kinds else set()
+    windows = set(fixed_windows(item.audio.waveform.size)) if "window" in kinds else set()
     for span in sorted(segments | windows):
-        kinds = {"segment": span in segments, "window": span in windows}
-        yield Place(item, span, frozenset(scope for scope, held in kinds.items() if held))
+        held = {"segment": span in segments, "window": span in windows}
+        yield Place(item, span, frozenset(kind for kind, is_held in held.items() if is_held))
 
 
 def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
@@ -135,7 +149,7 @@ def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
 def _span(place: Place, words_wanted: bool) -> Span:
     assert place.item.audio is not None
     waveform = place.item.audio.waveform[place.span.start : place.span.end]
-    return Span(waveform, place.span.start_s, transcribed=words_wanted and "segment" in place.scopes)
+    return Span(waveform, place.span.start_s, transcribed=words_wanted and "segment" in place.kinds)
 
 
 def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
@@ -153,8 +167,23 @@ def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
     }
 
 
-def _table(task: Task, rows: list[dict[str, Any]]) -> pa.Table:
+def _table(task: Task, answers: Sequence[tuple[Place, Answer]], version: str, run_id: str) -> pa.Table:
+    if task.scope == "recording":
+        answers = list(_of_recordings(task, answers))
+    rows = [_common(place, version, run_id) | task.carried | answer for place, answer in answers]
     return table_of(contract_of(task), sorted(rows, key=lambda row: (row["uri"], row["start"])))
+
+
+def _of_recordings(task: Task, answers: Sequence[tuple[Place, Answer]]) -> Iterator[tuple[Place, Answer]]:
+    """One answer for each recording, combined from those of its segments."""
+    by_uri: dict[str, list[tuple[Place, Answer]]] = {}
+    for place, answer in sorted(answers, key=lambda each: each[0].span):
+        by_uri.setdefault(place.item.recording.uri, []).append((place, answer))
+    for parts in by_uri.values():
+        item = parts[0][0].item
+        assert item.audio is not None
+        whole = Place(item, Segment(0, item.audio.waveform.size), frozenset())
+        yield whole, combined(task, [answer for _, answer in parts], [p.span.num_samples for p, _ in parts])
 
 
 def _failure(recording: Recording, failure: RecordingError, run_id: str) -> dict[str, Any]:

@@ -12,11 +12,7 @@ PHYSICAL_TYPES = {"string": "varchar", "integer": "bigint", "number": "double", 
 
 
 def contract_of(task: Task) -> Contract:
-    """The data contract of a task's table. Raises TaskError for a task about whole recordings."""
-    if task.scope == "recording":
-        raise TaskError(
-            f"{task.path}: tasks about whole recordings are not answered yet; choose scope segment or window"
-        )
+    """The data contract of a task's table. Raises TaskError for a parameter whose column is taken."""
     if task.is_library and task.definition in table_names():
         return read_contract(task.definition)
     columns = "entries" if task.answer == "yes_no" and task.each else task.answer

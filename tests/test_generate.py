@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -110,6 +111,17 @@ def test_a_parameter_cannot_take_a_column_that_is_there(tmp_path):
         contract_of(own(tmp_path, "text", text))
 
 
-def test_a_task_about_whole_recordings_is_refused(tmp_path):
-    with pytest.raises(TaskError, match="whole recordings are not answered yet; choose scope segment or window"):
-        contract_of(own(tmp_path, "text", TYPES["text"] + "scope: recording\n"))
+def test_a_whole_recording_has_one_row_made_of_its_segments(tmp_path, corpus_dir, tiny_model):
+    """twice.wav has two segments, in which the labels' probabilities differ."""
+    text = TYPES["label"]
+    whole, parts = own(tmp_path, "whole", text + "scope: recording\n"), own(tmp_path, "parts", text)
+    recording = recording_at(corpus_dir / "twice.wav")
+    annotated = annotate([recording], [whole, parts], {"own_whole": "1", "own_parts": "2"}, tiny_model, "run")
+    first, second = annotated.answers["own_parts"].to_pylist()
+    [row] = annotated.answers["own_whole"].to_pylist()
+    assert (row["start"], row["end"]) == (0.0, annotated.recordings["duration"].to_pylist()[0])
+    weights = [part["end"] - part["start"] for part in (first, second)]
+    means = np.average(
+        [[p["probability"] for p in part["probabilities"]] for part in (first, second)], axis=0, weights=weights
+    )
+    assert [p["probability"] for p in row["probabilities"]] == pytest.approx(list(means), abs=1e-6)

@@ -114,6 +114,7 @@ class Definition(BaseModel):
     spotting: bool = False
     hears: Annotated[tuple[Sense, ...], Field(min_length=1, max_length=2)] = ("audio", "transcript")
     scope: Literal["segment", "window", "recording"] = "segment"
+    combine: Literal["any", "mean"] | None = None
     needs_speech: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_probability: Probability | None = None
@@ -182,6 +183,7 @@ def _answer_problems(definition: Definition) -> Iterator[Problem]:
     if definition.is_closed and definition.max_tokens is not None:
         yield ("max_tokens",), f"an answer of type {definition.answer} is scored, not generated; leave it out"
     yield from _limit_problems(definition)
+    yield from _scope_problems(definition)
     for position, sense in repeated(definition.hears):
         yield ("hears", position), f"`{sense}` stands twice; keep one"
 
@@ -195,6 +197,16 @@ def _limit_problems(definition: Definition) -> Iterator[Problem]:
     if (definition.answer == "object") != bool(definition.properties):
         yield ("properties",), "`properties` go with an answer of type object, and with no other"
     yield from _property_problems(definition.properties, ("properties",))
+
+
+def _scope_problems(definition: Definition) -> Iterator[Problem]:
+    whole = definition.scope == "recording"
+    if whole and definition.answer in ("number", "object"):
+        yield ("scope",), f"answers of type {definition.answer} are not combined over segments; choose scope segment"
+    if whole and not definition.needs_speech:
+        yield ("needs_speech",), "a whole recording is asked by its segments of speech; leave it out"
+    if definition.combine is not None and not (whole and definition.answer in ("yes_no", "labels")):
+        yield ("combine",), "`combine` goes with scope recording and an answer of type yes_no or labels; leave it out"
 
 
 def _property_problems(properties: Mapping[str, Property], where: Location) -> Iterator[Problem]:

@@ -134,7 +134,7 @@ def task_version(task: Task, bundle_id: str, settings: Mapping[str, Any]) -> str
     asked = task.model_dump(
         mode="json",
         include={
-            *("answer", "version", "labels", "limits", "properties", "each", "spotting"),
+            *("answer", "version", "labels", "limits", "properties", "each", "spotting", "combine"),
             *("hears", "scope", "needs_speech", "max_tokens"),
         },
     )
