@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from svbatch.contract import contract_of
-from svbatch.hear import Hearing, timed_words
+from svbatch.hear import Hearing, log_probs_of, timed_words
 from svbatch.language.decoding import Decoded, greedy
 from svbatch.language.guide import guides
 from svbatch.language.prefix import Prefix
 from svbatch.model import Model
 from svbatch.speech.alignment import Word
+from svbatch.speech.prefix_score import PrefixScorer
 from svbatch.speech.readout import spoken_form
 from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
@@ -18,6 +19,7 @@ from svbatch.tasks.grammar import Said, grammar_of, parse_items, parse_number, p
 from svbatch.tasks.task import Task
 
 MAX_TOKENS = 400
+READOUT_WEIGHT = 0.5  # of the read-out's voice in the LLM's transcripts; chosen on held-out recordings
 Answer = dict[str, Any]  # the columns beside the common ones
 
 
@@ -71,22 +73,37 @@ def transcribe(
     model: Model,
     *,
     drafts: bool = True,
+    readout_weight: float = READOUT_WEIGHT,
 ) -> list[Decoded]:
-    """The LLM's own transcripts; drafts are the recogniser's text where there is one, else the read-out's tokens."""
+    """The LLM's transcripts: each next token has the highest log p of the LLM + `readout_weight` · log p of the
+    read-out's CTC. Drafts are the recogniser's text where there is one, else the read-out's tokens."""
     guesses = [_draft(hearing, model) for hearing in hearings] if drafts else None
+    end_id = prompts.end_id(model.tokenizer)
     return greedy(
         model.llm,
         prefix,
         prompts.question_ids(model.tokenizer, question),
-        end_id=prompts.end_id(model.tokenizer),
+        end_id=end_id,
         max_tokens=max_tokens,
         drafts=guesses,
+        voters=[_Listener(hearing, model, end_id, readout_weight) for hearing in hearings] if readout_weight else None,
     )
 
 
+class _Listener(PrefixScorer):
+    """What the read-out of a hearing says of each next token, weighted."""
+
+    def __init__(self, hearing: Hearing, model: Model, end_id: int, weight: float) -> None:
+        super().__init__(log_probs_of(hearing, model), model.readout, end_id)
+        self._weight = weight
+
+    def weigh(self, tokens: Sequence[int]) -> list[float]:
+        return [self._weight * score for score in super().weigh(tokens)]
+
+
 def _draft(hearing: Hearing, model: Model) -> list[int]:
-    text = spoken_form(hearing.text) if hearing.transcript else model.tokenizer.decode(hearing.read)
-    return prompts.answer_ids(model.tokenizer, text.strip())
+    ids = model.tokenizer.encode(spoken_form(hearing.text), add_special_tokens=False).ids
+    return [*(ids if hearing.transcript else hearing.read), prompts.end_id(model.tokenizer)]
 
 
 def _llm_transcripts(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Answer]:

@@ -86,11 +86,15 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
     return hearings
 
 
+def log_probs_of(hearing: Hearing, model: Model) -> Tensor:
+    """The read-out's log-probabilities of a hearing, (T, 1 + V)."""
+    return model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
+
+
 def spotted_words(words: Sequence[str], hearing: Hearing, model: Model) -> list[Spotted | None]:
     """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording."""
     ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
-    log_probs = model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
-    found = spot([model.readout.classes(i) for i in ids], log_probs.numpy())
+    found = spot([model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
     return [None if s is None else replace(s, start=s.start + hearing.start_s) for s in found]
 
 
@@ -98,6 +102,5 @@ def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
     """The words of `text` with times in seconds of the recording, by forced alignment to the read-out."""
     words = text.split()
     ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
-    log_probs = model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
-    timed = word_times(words, [model.readout.classes(i) for i in ids], log_probs.numpy())
+    timed = word_times(words, [model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
     return [Word(w.word, w.start + hearing.start_s, w.end + hearing.start_s) for w in timed]

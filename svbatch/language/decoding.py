@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,20 @@ REDRAFT_TOKENS = 4
 
 REALIGN_TOKENS = 16
 """How far from the place of a refused token the draft is searched for what the LLM said last."""
+
+
+CANDIDATES = 16
+"""How many of the LLM's likeliest tokens a voter chooses among, beside the end of the turn."""
+
+
+class Voter(Protocol):
+    """A second opinion on each next token of one answer, added to the LLM's log-probability."""
+
+    def weigh(self, tokens: Sequence[int]) -> Sequence[float]:
+        """What speaks for each token after those that were followed."""
+
+    def follow(self, token: int) -> None:
+        """The answer goes on with one of the tokens that were weighed last."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +73,15 @@ def greedy(
     max_tokens: Sequence[int] | int,
     drafts: Sequence[Sequence[int]] | None = None,
     guides: Sequence[Guide] | None = None,
+    voters: Sequence[Voter] | None = None,
 ) -> list[Decoded]:
     """Each segment's answer to one instruction, taking the likeliest token at every step.
 
     max_tokens: the most that is said, the end of the turn included, for all or for each segment. drafts: a
-    guess of each answer (empty for none). guides: what each answer may be; then there are no drafts. The
-    prefix can be asked again afterwards. Raises ValueError for an empty instruction or a limit below 1,
-    TaskError where the LLM's context is too short.
+    guess of each answer (empty for none). guides: what each answer may be; then there are no drafts. voters:
+    what speaks for a token beside the LLM, for each answer; then there are no guides. The prefix can be asked
+    again afterwards. Raises ValueError for an empty instruction or a limit below 1, TaskError where the LLM's
+    context is too short.
     """
     if not instruction_ids:
         raise ValueError("the instruction has no tokens, so nothing comes right before the answer")
@@ -73,10 +89,10 @@ def greedy(
     if min(limits) < 1:
         raise ValueError(f"max_tokens is {min(limits)}; an answer needs at least 1")
     guesses: Sequence[Sequence[int]] = [[]] * prefix.batch_size if drafts is None else drafts
-    own_guides: Sequence[Guide | None] = [None] * prefix.batch_size if guides is None else guides
+    nobody = [None] * prefix.batch_size
     answers = [
-        _Answer(end_id, limit, _Draft(list(guess)), list(instruction_ids), guide)
-        for limit, guess, guide in zip(limits, guesses, own_guides, strict=True)
+        _Answer(end_id, limit, _Draft(list(guess)), list(instruction_ids), guide, voter)
+        for limit, guess, guide, voter in zip(limits, guesses, guides or nobody, voters or nobody, strict=True)
     ]
     cache, lengths, open_answers = prefix.cache, prefix.lengths, answers
     while open_answers:
@@ -140,6 +156,7 @@ class _Answer:
     draft: _Draft
     unread: list[int]
     guide: Guide | None = None
+    voter: Voter | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sum_logprob: float = 0.0
@@ -149,15 +166,17 @@ class _Answer:
         """The draft's next tokens; one less than may still be said, because the LLM adds one of its own."""
         return self.draft.proposal(self.max_tokens - len(self.ids) - 1)
 
-    def accept(self, proposal: list[int], choices: list[tuple[int, float]]) -> int:
-        """Takes the LLM's choices up to the first that the proposal did not foresee.
+    def accept(self, proposal: list[int], choices: list[tuple[list[int], list[float]]]) -> int:
+        """Takes the choices up to the first that the proposal did not foresee.
 
-        choices: (token, log-probability) after `unread` and after each proposed token. Returns how many of
-        `unread + proposal` now belong to the answer's prompt, so stay in the cache.
+        choices: candidates with log-probabilities, the LLM's own choice first, after `unread` and after each
+        proposed token. Returns how many of `unread + proposal` now belong to the answer's prompt, so stay in
+        the cache.
         """
         num_before = len(self.ids)
         num_kept = len(self.unread)
-        for step, (choice, logprob) in enumerate(choices):
+        for step, (tokens, logprobs) in enumerate(choices):
+            choice, logprob = self._choose(tokens, logprobs)
             self._say(choice, logprob)
             if self.finish_reason is not None:
                 return num_kept
@@ -168,6 +187,13 @@ class _Answer:
         self.draft.follow(self.ids, len(self.ids) - num_before)
         return num_kept
 
+    def _choose(self, tokens: list[int], logprobs: list[float]) -> tuple[int, float]:
+        if self.voter is None:
+            return tokens[0], logprobs[0]
+        votes = self.voter.weigh(tokens)
+        best = max(range(len(tokens)), key=lambda i: logprobs[i] + votes[i])
+        return tokens[best], logprobs[best]
+
     def _say(self, token: int, logprob: float) -> None:
         self.sum_logprob += logprob
         if token == self.end_id:
@@ -175,8 +201,9 @@ class _Answer:
             return
         self.ids.append(token)
         self.logprobs.append(logprob)
-        if self.guide is not None:
-            self.guide.follow(token)
+        for follower in (self.guide, self.voter):
+            if follower is not None:
+                follower.follow(token)
         if is_loop(self.ids):
             self.finish_reason = "loop"
         elif len(self.ids) == self.max_tokens:
@@ -210,9 +237,12 @@ def _advance(llm: LanguageModel, cache: KeyValueCache, lengths: Tensor, answers:
     )
     spans = [(len(answer.unread) - 1, len(block)) for answer, block in zip(answers, blocks, strict=True)]
     used = torch.cat([hidden[row, first:last] for row, (first, last) in enumerate(spans)])
-    allowed = [answer.guide.allowed() for answer in answers if answer.guide is not None]
-    choices, logprobs = llm.choose(used, torch.stack(allowed) if allowed else None)
-    said = iter(zip(choices.tolist(), logprobs.tolist(), strict=True))
+    if answers[0].voter is None:
+        allowed = [answer.guide.allowed() for answer in answers if answer.guide is not None]
+        tokens, logprobs = (each[:, None] for each in llm.choose(used, torch.stack(allowed) if allowed else None))
+    else:
+        tokens, logprobs = llm.candidates(used, count=CANDIDATES, always=answers[0].end_id)
+    said = iter(zip(tokens.tolist(), logprobs.tolist(), strict=True))
     num_kept = [
         answer.accept(proposal, list(islice(said, len(proposal) + 1)))
         for answer, proposal in zip(answers, proposals, strict=True)

@@ -119,6 +119,18 @@ class LanguageModel:
         values, tokens, normalisers = (torch.cat(parts) for parts in zip(*best, strict=True))
         return tokens, values - normalisers
 
+    def candidates(self, hidden: Tensor, *, count: int, always: int) -> tuple[Tensor, Tensor]:
+        """The `count` likeliest next tokens and `always`, with log-probabilities, (P, E) -> (P, count + 1) each, int64
+        and float32, the likeliest first; `always` comes last and may stand twice."""
+        found = []
+        for logits in self._logits(hidden):
+            values, tokens = logits.topk(count)
+            fixed = torch.full_like(tokens[:, :1], always)
+            values = torch.cat([values, logits[:, always, None]], dim=1) - logits.logsumexp(-1, keepdim=True)
+            found.append((torch.cat([tokens, fixed], dim=1), values))
+        all_tokens, all_values = zip(*found, strict=True)
+        return torch.cat(all_tokens), torch.cat(all_values)
+
     def token_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits of one token per position, (..., E), (...) ids -> (...) float32.
 

@@ -102,7 +102,7 @@ class Questioner:
         for task, number in self._stage.questions.items():
             for _ in range(int(number + random.random())):
                 if task == "asr":
-                    pairs.append(Pair(_wording(_LOADED[task], random), said.strip(), is_closed=False))
+                    pairs.append(Pair(_wording(_LOADED[task], random), said, is_closed=False))
                 elif task == "keyword_search":
                     word, is_said = self._keyword(said, random)
                     pairs.append(Pair(_keyword_wording(word, random), "yes" if is_said else "no", is_closed=True))

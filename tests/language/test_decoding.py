@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svbatch.errors import TaskError
-from svbatch.language.decoding import greedy, is_loop
+from svbatch.language.decoding import CANDIDATES, greedy, is_loop
 from svbatch.language.llm import LanguageModel
 from svbatch.language.prefix import prefill
 from svbatch.language.scoring import score_labels
@@ -158,3 +158,46 @@ def test_an_answer_past_the_context_is_refused_with_both_numbers(llm):
     prefix = prefill(llm, [torch.zeros(1020, 64)])
     with pytest.raises(TaskError, match="1025 positions and the LLM holds 1024"):
         greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=9)
+
+
+class Voter:
+    """Votes by a table that depends on the token and on how many were said, of some strength."""
+
+    def __init__(self, seed: int, strength: float) -> None:
+        self._table = torch.randn(MAX_TOKENS, 300, generator=torch.Generator().manual_seed(seed)) * strength
+        self._num_said = 0
+
+    def weigh(self, tokens):
+        return self._table[self._num_said, torch.tensor(tokens)].tolist()
+
+    def follow(self, token):
+        self._num_said += 1
+
+
+def voted(llm, segments, strength, drafts=None):
+    voters = [Voter(row, strength) for row in range(len(segments))]
+    prefix = prefill(llm, segments)
+    return greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts, voters=voters)
+
+
+def test_a_voter_without_an_opinion_changes_nothing(llm, segments, plain):
+    same(voted(llm, segments, 0.0), plain)
+
+
+def test_a_token_has_the_highest_sum_of_llm_and_voter_among_the_llms_likeliest(llm, segments, judge):
+    answers = voted(llm, segments, 2.0)
+    for row, (rows, answer) in enumerate(zip(segments, answers, strict=True)):
+        voter = Voter(row, 2.0)
+        for step, token in enumerate(answer.ids[:8]):
+            logprobs = judge.log_probabilities(rows, [*INSTRUCTION, *answer.ids[:step]])[-1]
+            tokens = [*logprobs.topk(CANDIDATES).indices.tolist(), END]
+            sums = [float(logprobs[t]) + vote for t, vote in zip(tokens, voter.weigh(tokens), strict=True)]
+            assert token == tokens[sums.index(max(sums))]
+            voter.follow(token)
+
+
+def test_a_draft_changes_no_answer_that_a_voter_has_a_say_in(llm, segments, plain):
+    answers = voted(llm, segments, 2.0)
+    assert [answer.ids for answer in answers] != [answer.ids for answer in plain]
+    for drafts in ([a.ids for a in answers], [a.ids for a in plain], [[5, 6, 7]] * len(segments)):
+        same(voted(llm, segments, 2.0, drafts), answers)
