@@ -27,6 +27,7 @@ from svbatch.model import Model
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
+from svbatch.timing import part
 
 SPANS_AT_ONCE = 8
 
@@ -120,7 +121,8 @@ def _kind(task: Task) -> str:
 
 def _decoded(recording: Recording) -> Item:
     try:
-        return Item(recording, audio=decode(recording))
+        with part("decode"):
+            return Item(recording, audio=decode(recording))
     except RecordingError as failure:
         return Item(recording, failure=failure)
 

@@ -13,6 +13,7 @@ from svbatch.model import Model
 from svbatch.score import closed_answers
 from svbatch.tasks import prompts
 from svbatch.tasks.task import Task
+from svbatch.timing import part
 
 Mode = Literal["audio", "text", "both"]
 
@@ -54,7 +55,8 @@ def read(hearings: Sequence[Hearing], mode: Mode, model: Model) -> Prefix:
         if mode != "audio" and model.recogniser is not None:
             parts.append(model.llm.embed(torch.tensor(prompts.transcript_ids(model.tokenizer, hearing.text))))
         inputs.append(torch.cat(parts))
-    return prefill(model.llm, inputs)
+    with part("prefill"):
+        return prefill(model.llm, inputs)
 
 
 def _by_recogniser(task: Task, model: Model) -> bool:

@@ -17,6 +17,7 @@ from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
 from svbatch.tasks.grammar import Said, grammar_of, parse_items, parse_number, parse_object, parse_pairs
 from svbatch.tasks.task import Task
+from svbatch.timing import part
 
 MAX_TOKENS = 400
 READOUT_WEIGHT = 0.5  # of the read-out's voice in the LLM's transcripts; chosen on held-out recordings
@@ -37,16 +38,18 @@ def open_answers(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model:
         return list(_llm_transcripts(task, hearings, prefix, model))
     grammar = grammar_of(task)
     end_id = prompts.end_id(model.tokenizer)
-    decoded = greedy(
-        model.llm,
-        prefix,
-        prompts.question_ids(model.tokenizer, task.questions()[0]),
-        end_id=end_id,
-        max_tokens=task.max_tokens or MAX_TOKENS,
-        guides=guides(model.tokenizer, model.llm.vocab_size, end_id, grammar, count=prefix.batch_size)
-        if grammar
-        else None,
+    shapes = (
+        guides(model.tokenizer, model.llm.vocab_size, end_id, grammar, count=prefix.batch_size) if grammar else None
     )
+    with part("generation"):
+        decoded = greedy(
+            model.llm,
+            prefix,
+            prompts.question_ids(model.tokenizer, task.questions()[0]),
+            end_id=end_id,
+            max_tokens=task.max_tokens or MAX_TOKENS,
+            guides=shapes,
+        )
     return [_text_answer(one, model) if grammar is None else _typed_answer(task, one, model) for one in decoded]
 
 
@@ -79,15 +82,17 @@ def transcribe(
     read-out's CTC. Drafts are the recogniser's text where there is one, else the read-out's tokens."""
     guesses = [_draft(hearing, model) for hearing in hearings] if drafts else None
     end_id = prompts.end_id(model.tokenizer)
-    return greedy(
-        model.llm,
-        prefix,
-        prompts.question_ids(model.tokenizer, question),
-        end_id=end_id,
-        max_tokens=max_tokens,
-        drafts=guesses,
-        voters=[_Listener(hearing, model, end_id, readout_weight) for hearing in hearings] if readout_weight else None,
-    )
+    voters = [_Listener(hearing, model, end_id, readout_weight) for hearing in hearings] if readout_weight else None
+    with part("generation"):
+        return greedy(
+            model.llm,
+            prefix,
+            prompts.question_ids(model.tokenizer, question),
+            end_id=end_id,
+            max_tokens=max_tokens,
+            drafts=guesses,
+            voters=voters,
+        )
 
 
 class _Listener(PrefixScorer):

@@ -15,6 +15,7 @@ from svbatch.speech.projector import num_embeddings
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.speech.spotting import Spotted, spot
+from svbatch.timing import part
 
 # A read-out with few tokens for the span's length is doubted by the recogniser too; both limits were chosen on training
 # recordings. Of 175 noises there the read-out alone finds 171 empty, the rule 172; of 230 spans of speech 1 and 5.
@@ -64,7 +65,21 @@ class Span:
 
 def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
     """What is heard in each span, in their order. The recogniser is asked only where the read-out found a word."""
-    frames = encode(model.encoder, [span.waveform for span in spans])
+    with part("encoder"):
+        frames = encode(model.encoder, [span.waveform for span in spans])
+    with part("projector"):
+        hearings = _read(frames, spans, model)
+    wanted = [i for i, span in enumerate(spans) if span.transcribed and hearings[i].read]
+    if model.recogniser is not None and wanted:
+        with part("recogniser"):
+            transcripts = model.recogniser.transcribe(torch.from_numpy(frames[wanted]))
+        for i, transcript in zip(wanted, transcripts, strict=True):
+            hearings[i] = replace(hearings[i], transcript=transcript)
+    return hearings
+
+
+def _read(frames: NDArray[np.float32], spans: Sequence[Span], model: Model) -> list[Hearing]:
+    """Hearings without transcripts, from the frames (B, 1500, D) of the spans' windows."""
     lengths = [num_frames(len(span.waveform)) for span in spans]
     sound = np.zeros_like(frames[:, : max(lengths)])
     for row, source, length in zip(sound, frames, lengths, strict=True):
@@ -78,11 +93,6 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
         speech = model.readout.spoken(embeddings, log_probs)
         read = model.readout.greedy(log_probs)
         hearings.append(Hearing(span.start_s, speech, embeddings, blank, read, transcript=None))
-    wanted = [i for i, span in enumerate(spans) if span.transcribed and hearings[i].read]
-    if model.recogniser is not None and wanted:
-        transcripts = model.recogniser.transcribe(torch.from_numpy(frames[wanted]))
-        for i, transcript in zip(wanted, transcripts, strict=True):
-            hearings[i] = replace(hearings[i], transcript=transcript)
     return hearings
 
 
@@ -94,7 +104,8 @@ def log_probs_of(hearing: Hearing, model: Model) -> Tensor:
 def spotted_words(words: Sequence[str], hearing: Hearing, model: Model) -> list[Spotted | None]:
     """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording."""
     ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
-    found = spot([model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
+    with part("alignment"):
+        found = spot([model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
     return [None if s is None else replace(s, start=s.start + hearing.start_s) for s in found]
 
 
@@ -102,5 +113,6 @@ def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
     """The words of `text` with times in seconds of the recording, by forced alignment to the read-out."""
     words = text.split()
     ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
-    timed = word_times(words, [model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
+    with part("alignment"):
+        timed = word_times(words, [model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
     return [Word(w.word, w.start + hearing.start_s, w.end + hearing.start_s) for w in timed]

@@ -19,6 +19,7 @@ from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
 from svbatch.tasks.answers import label_answers, yes_no_answers
 from svbatch.tasks.task import Task
+from svbatch.timing import part
 
 Scores = NDArray[np.float32]
 Answer = dict[str, Any]  # the columns beside the common ones
@@ -36,7 +37,8 @@ def closed_answers(
         for task in tasks
         for question in task.questions()
     ]
-    scores = iter(score_many(model.llm, prefix, questions) if questions else [])
+    with part("scoring"):
+        scores = iter(score_many(model.llm, prefix, questions) if questions else [])
     answers: dict[str, list[Answer]] = {}
     for task in tasks:
         own = [next(scores).numpy() for _ in task.questions()]

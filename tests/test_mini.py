@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from svbatch.ask import read, transcribe
+from svbatch.ask import read
+from svbatch.generate import transcribe
 from svbatch.hear import Span, hear
 from svbatch.model import Model
 from svbatch.tasks.task import load_task

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "Train projector and adapter by a recipe.",
     "evaluate": "Measure a bundle on recordings with known answers.",
     "export": "Export a speech encoder as an ONNX graph.",
+    "bench": "Measure how fast a job is answered, and what a question costs.",
     "doctor": "Say what works on this machine, and why not.",
 }
 MODULES = {
@@ -29,6 +30,7 @@ MODULES = {
     "train": "model",
     "evaluate": "model",
     "export": "model",
+    "bench": "run",
     "doctor": "model",
 }
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from svbatch.errors import BundleError, TaskError
 from svbatch.language.cache import GROUPED_ATTENTION, KeyValueCache, additive_mask
+from svbatch.timing import count
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 """Decoders with full attention and a plain linear output layer, as the cache and the scores assume."""
@@ -58,6 +59,10 @@ class LanguageModel:
         self._decoder = self.model.get_decoder()
         self._embedding = self.model.get_input_embeddings()
         self._output = self.model.get_output_embeddings()
+        layers = self._decoder.layers
+        self._layer_operations = 2.0 * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
+        heads_width = config.num_attention_heads * layers[0].self_attn.head_dim
+        self._attention_operations = 4.0 * config.num_hidden_layers * heads_width
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids of any shape -> their embeddings, (..., E) in the model's dtype."""
@@ -71,6 +76,8 @@ class LanguageModel:
         Raises TaskError past the LLM's context.
         """
         self._check_context(embeddings.shape[1])
+        rows, length = embeddings.shape[:2]
+        count(rows * length * (self._layer_operations + self._attention_operations * (length + 1) / 2))
         cache: Any = DynamicCache()
         self._decoder(inputs_embeds=embeddings, cache=cache, use_cache=True)
         return KeyValueCache((layer.keys, layer.values) for layer in cache.layers)
@@ -87,6 +94,8 @@ class LanguageModel:
         """
         num_tokens = embeddings.shape[1]
         self._check_context(int(lengths.max()) + int(depths.max()) + 1)
+        seen = float(lengths.sum()) + len(lengths) * float(visible.sum()) / num_tokens
+        count(num_tokens * (len(lengths) * self._layer_operations + self._attention_operations * seen))
         cache.aim(lengths, num_tokens)
         mask = additive_mask(lengths, visible, self.dtype).repeat(1, 1, self._heads_per_group, 1)
         hidden: Tensor = self._decoder(
@@ -141,6 +150,7 @@ class LanguageModel:
 
     def _logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """The output layer over P positions, (P, E) -> (P, vocabulary) float32 in parts of MAX_LOGITS."""
+        count(2.0 * len(hidden) * self.width * self.vocab_size)
         for some in torch.split(hidden, max(1, MAX_LOGITS // self.vocab_size)):
             yield self._output(some).float()
 

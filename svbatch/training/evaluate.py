@@ -6,6 +6,7 @@ Transcripts are compared in spoken form: lower case, no punctuation, words spell
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from svbatch.ask import Mode, mode_of, read
 from svbatch.corpus.segment import fixed_windows, speech_segments
-from svbatch.generate import transcribe
+from svbatch.generate import READOUT_WEIGHT, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
 from svbatch.score import Answer, closed_answers
@@ -29,6 +30,8 @@ from svbatch.training.questions import lookalikes
 log = logging.getLogger(__name__)
 EXAMPLES_AT_ONCE = 8
 MAX_TOKENS = 200
+MODES: tuple[Mode, ...] = ("audio", "both")
+WRITERS = {"": 0.0, "_read_out": READOUT_WEIGHT}  # the LLM alone, and as a run has it, with the read-out's voice
 SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok": "okay"}
 
 
@@ -58,7 +61,7 @@ class Asked:
 
 def evaluate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Any]:
     """Figures by task and source. `examples` without a text are judged by speech_activity and silence alone."""
-    evaluated = list(heard_examples(examples, model, ("audio", "both")))
+    evaluated = list(heard_examples(examples, model, MODES))
     return {
         "asr": _word_error_rates(evaluated),
         "no_speech_files_without_text": _silent(evaluated),
@@ -113,14 +116,15 @@ def _texts(
         "read_out": [model.tokenizer.decode(h.read) for h in hearings],
     }
     question = load_task("asr", Path()).questions()[0]
-    for mode in modes:
-        texts[f"llm_{mode}"] = [""] * len(hearings)
-        chosen = [i for i, wish in enumerate(asked) if wish]
-        if chosen:
-            some = [hearings[i] for i in chosen]
-            answers = transcribe(some, read(some, mode, model), question, MAX_TOKENS, model)
+    chosen = [i for i, wish in enumerate(asked) if wish]
+    some = [hearings[i] for i in chosen]
+    for mode, (name, weight) in product(modes, WRITERS.items()):
+        texts[f"llm_{mode}{name}"] = [""] * len(hearings)
+        if some:
+            prefix = read(some, mode, model)
+            answers = transcribe(some, prefix, question, MAX_TOKENS, model, readout_weight=weight)
             for i, answer in zip(chosen, answers, strict=True):
-                texts[f"llm_{mode}"][i] = prompts.answer_text(model.tokenizer, answer.ids)
+                texts[f"llm_{mode}{name}"][i] = prompts.answer_text(model.tokenizer, answer.ids)
     return texts
 
 

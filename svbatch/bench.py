@@ -1,0 +1,130 @@
+"""How fast a job is answered on this machine: what each part takes, and what one more question costs.
+
+Nothing is kept: tables go to a folder that is removed. Speeds are ratios of what was measured in one run, on one
+machine: to its own matrix-product speed, to the time of the sound, to a run with fewer questions.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from svbatch.annotate import Annotated, annotate
+from svbatch.contract import contract_of
+from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.job import Job
+from svbatch.model import Model, Precision
+from svbatch.tables.schemas import arrow_schema
+from svbatch.tables.store import Store
+from svbatch.tasks.task import Task
+from svbatch.timing import Spent, part, watching
+
+MATRIX = 2048
+MATRIX_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run: its share of the time, and its speed as a share of the matrix-product speed (None where its
+    operations are not counted)."""
+
+    name: str
+    share: float
+    of_matrix_speed: float | None
+
+
+@dataclass(frozen=True)
+class Price:
+    """What the k-th task added: its time over that of the run with one task less, and over its floor (None where no
+    operations are counted): its own operations at the matrix-product speed."""
+
+    task: str
+    added: float
+    of_floor: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`real_time_factor`: seconds of sound per second of a run with all tasks. `prices` are of `job.tasks` in order."""
+
+    audio_seconds: float
+    matrix_operations_per_second: float
+    real_time_factor: float
+    parts: list[Part]
+    prices: list[Price]
+
+
+def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figures:
+    """Figures of a job whose recordings and tasks are all asked, medians of `repeats` runs of each."""
+    recordings = list(iter_recordings(job.corpus, job.corpus_base))
+    speed = matrix_speed(torch.float32 if precision == "float32" else torch.bfloat16)
+    _answered(recordings[:1], job.tasks, model)  # what is set up on first use is not measured
+    runs = [
+        _median([_timed(recordings, job.tasks[: k + 1], model) for _ in range(repeats)]) for k in range(len(job.tasks))
+    ]
+    whole, spent, audio_seconds = runs[-1]
+    return Figures(
+        audio_seconds=audio_seconds,
+        matrix_operations_per_second=speed,
+        real_time_factor=audio_seconds / whole,
+        parts=_parts(whole, spent, speed),
+        prices=[
+            _price(task, before, after, speed)
+            for task, before, after in zip(job.tasks[1:], runs[:-1], runs[1:], strict=True)
+        ],
+    )
+
+
+Run = tuple[float, dict[str, Spent], float]
+
+
+def matrix_speed(dtype: torch.dtype) -> float:
+    """Operations a second of a product of two square matrices, the median of MATRIX_RUNS."""
+    left, right = (torch.randn(MATRIX, MATRIX).to(dtype) for _ in range(2))
+    return 2.0 * MATRIX**3 / statistics.median(_seconds(lambda: left @ right) for _ in range(MATRIX_RUNS))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> Run:
+    with watching() as spent:
+        start = time.perf_counter()
+        annotated = _answered(recordings, tasks, model)
+        seconds = time.perf_counter() - start
+    return seconds, dict(spent), annotated.audio_seconds
+
+
+def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> Annotated:
+    annotated = annotate(recordings, tasks, {task.name: "bench" for task in tasks}, model, "bench")
+    with part("writing"), tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        store.prepare({task.name: arrow_schema(contract_of(task)) for task in tasks})
+        store.commit(annotated.answers, annotated.failures, annotated.recordings)
+    return annotated
+
+
+def _median(runs: Sequence[Run]) -> Run:
+    return sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+
+
+def _parts(whole: float, spent: dict[str, Spent], speed: float) -> list[Part]:
+    named = [
+        Part(name, own.seconds / whole, own.operations / own.seconds / speed if own.operations else None)
+        for name, own in sorted(spent.items(), key=lambda each: -each[1].seconds)
+    ]
+    return [*named, Part("the rest", 1 - sum(each.share for each in named), None)]
+
+
+def _price(task: Task, before: Run, after: Run, speed: float) -> Price:
+    added = after[0] - before[0]
+    operations = [sum(own.operations for own in run[1].values()) for run in (before, after)]
+    floor = (operations[1] - operations[0]) / speed
+    return Price(task.name, added / before[0], added / floor if floor > 0 else None)

@@ -1,0 +1,55 @@
+"""Where the time of a run goes, by part. Nothing is counted unless someone watches."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass
+class Spent:
+    """What one part took: seconds of the clock, and operations (a multiplication with its addition is two)."""
+
+    seconds: float = 0.0
+    operations: float = 0.0
+
+
+_watched: ContextVar[dict[str, Spent] | None] = ContextVar("watched", default=None)
+_current: ContextVar[str] = ContextVar("current", default="")
+
+
+@contextmanager
+def watching() -> Iterator[dict[str, Spent]]:
+    """Counts what is done inside, by part."""
+    spent: dict[str, Spent] = defaultdict(Spent)
+    token = _watched.set(spent)
+    try:
+        yield spent
+    finally:
+        _watched.reset(token)
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """What is done inside counts for `name`; parts do not overlap."""
+    spent = _watched.get()
+    if spent is None:
+        yield
+        return
+    assert not _current.get(), f"the part {name} lies inside {_current.get()}"
+    token = _current.set(name)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent[name].seconds += time.perf_counter() - start
+        _current.reset(token)
+
+
+def count(operations: float) -> None:
+    """Operations of the part that is going on."""
+    spent = _watched.get()
+    if spent is not None:
+        spent[_current.get()].operations += operations

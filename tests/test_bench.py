@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from svbatch.bench import bench, matrix_speed
+from svbatch.cli import main
+from svbatch.job import Job, load_job
+from svbatch.language.llm import LanguageModel
+from svbatch.language.prefix import prefill
+from svbatch.timing import count, part, watching
+
+
+@pytest.fixture
+def job(corpus_dir, tiny_bundle, tmp_path) -> Job:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"corpus: {corpus_dir}\ntasks: [asr, speech_activity, emotion]\noutput: out/\nbundle: {tiny_bundle.folder}\n"
+    )
+    return load_job(path)
+
+
+def test_parts_make_up_the_whole_and_every_task_after_the_first_has_a_price(job, tiny_model, tmp_path):
+    figures = bench(job, tiny_model, "float32", repeats=1)
+    names = {each.name for each in figures.parts}
+    assert names >= {"decode", "encoder", "projector", "recogniser", "prefill", "scoring", "writing", "the rest"}
+    assert sum(each.share for each in figures.parts) == pytest.approx(1.0)
+    assert all(each.share >= 0 for each in figures.parts)
+    assert [price.task for price in figures.prices] == ["speech_activity", "emotion"]
+    assert figures.audio_seconds == pytest.approx(31.0, abs=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_a_line_for_each_part_and_price(job, tiny_bundle):
+    options = ["--repeats", "1", "--cache", str(tiny_bundle.cache)]
+    result = CliRunner().invoke(main, ["bench", str(job.path), *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "times real time" in result.output
+    assert [line.split()[0] for line in result.output.splitlines()[-2:]] == ["speech_activity", "emotion"]
+
+
+def test_the_operations_of_reading_are_those_of_the_layers_weights(tiny_model):
+    llm: LanguageModel = tiny_model.llm
+    weights = sum(p.numel() for n, p in llm.model.named_parameters() if ".layers." in n and p.dim() == 2)
+    with watching() as spent, part("prefill"):
+        prefill(llm, [torch.zeros(10, llm.width)])
+    attention = 4 * 2 * llm.width * sum(range(1, 11))  # two layers; position p sees p + 1
+    assert spent["prefill"].operations == pytest.approx(2 * weights * 10 + attention)
+
+
+def test_what_is_done_outside_a_watch_is_not_counted():
+    with part("idle"):
+        count(5.0)
+    with watching() as spent:
+        pass
+    assert not spent
+
+
+def test_parts_do_not_overlap():
+    with watching(), part("outer"), pytest.raises(AssertionError, match="inside outer"), part("inner"):
+        pass
+
+
+def test_a_matrix_product_has_a_speed():
+    assert matrix_speed(torch.float32) > 1e9
+
+
+def test_nothing_of_a_folder_without_audio_is_measured(tmp_path, tiny_bundle):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"corpus: .\ntasks: [asr]\noutput: out/\nbundle: {tiny_bundle.folder}\n")
+    result = CliRunner().invoke(main, ["bench", str(path), "--cache", str(tiny_bundle.cache)])
+    assert result.exit_code != 0
+    assert Path(tmp_path / "out").exists() is False
