@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from svbatch.generate import Answer, Unanswered, open_answers, recogniser_transcript
+from svbatch.errors import TaskError
+from svbatch.generate import MAX_TOKENS, Answer, Unanswered, open_answers, recogniser_transcript
 from svbatch.hear import Hearing
 from svbatch.language.prefix import Prefix, prefill
 from svbatch.model import Model
@@ -16,6 +17,7 @@ from svbatch.tasks.task import Task
 from svbatch.timing import part
 
 Mode = Literal["audio", "text", "both"]
+MAX_PREFIX_TOKENS = 640  # 30 s of speech are at most 375 embeddings, their transcript 224 tokens
 
 
 def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dict[str, list[Answer | Unanswered]]:
@@ -34,6 +36,23 @@ def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dic
         if _by_recogniser(task, model):
             answers[task.name] = [recogniser_transcript(hearing, model) for hearing in hearings]
     return answers
+
+
+def check_lengths(tasks: Sequence[Task], model: Model) -> None:
+    """Raises TaskError, with a line for each, where the LLM could not hold a task's longest question and answer."""
+    room = model.llm.max_positions - MAX_PREFIX_TOKENS
+    problems = []
+    for task in tasks:
+        question = max(len(prompts.question_ids(model.tokenizer, question)) for question in task.questions())
+        labels = max((len(prompts.answer_ids(model.tokenizer, answer)) for answer in task.scored), default=0)
+        needed = question + (labels if task.is_closed else task.max_tokens or MAX_TOKENS)
+        if needed > room:
+            problems.append(
+                f"{task.path}: task {task.name}: its question and answer take up to {needed} tokens, and the LLM holds "
+                f"{room} beside 30 s of speech; shorten the instruction, the labels or max_tokens"
+            )
+    if problems:
+        raise TaskError("\n".join(problems))
 
 
 def mode_of(task: Task) -> Mode:

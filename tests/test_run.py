@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from svbatch.bundle import Bundle
-from svbatch.errors import BundleError, BusyError
+from svbatch.errors import BundleError, BusyError, TaskError
 from svbatch.job import Job, load_job
 from svbatch.report import report
 from svbatch.run import Outcome, run
@@ -144,3 +144,15 @@ def test_a_users_own_labels_are_asked_and_have_a_table_of_their_own(corpus_dir, 
     [row] = Store(tmp_path / "out").read("presence").to_pylist()
     assert row["label"] in ("speech", "no_speech")
     assert not row["calibrated"]  # the bundle's temperature was fitted for the library's task
+
+
+@pytest.mark.parametrize("text", ["instructions: [{}]", "instructions: [Short]\nmax_tokens: 5000"])
+def test_a_question_that_the_llm_cannot_hold_is_refused_by_its_file(folder, tiny_bundle, tmp_path, text):
+    """The tiny LLM holds 2048 positions."""
+    (tmp_path / "long.yaml").write_text(
+        "name: long\nversion: 1\ndescription: Too long.\nanswer: text\n" + text.format("word " * 900)
+    )
+    path = tmp_path / "job.yaml"
+    path.write_text(f"corpus: {folder}\ntasks: [./long.yaml]\noutput: out/\nbundle: {tiny_bundle.folder}\n")
+    with pytest.raises(TaskError, match=r"long\.yaml: task long: .* and the LLM holds 1408 beside 30 s of speech"):
+        run(load_job(path), cache=tiny_bundle.cache, quiet=True)
