@@ -72,3 +72,7 @@ def test_nothing_of_a_folder_without_audio_is_measured(tmp_path, tiny_bundle):
     result = CliRunner().invoke(main, ["bench", str(path), "--cache", str(tiny_bundle.cache)])
     assert result.exit_code != 0
     assert Path(tmp_path / "out").exists() is False
+
+
+def test_the_benchmarks_job_asks_thirteen_tasks():
+    assert len(load_job(Path(__file__).parents[1] / "bench" / "every_task.yaml").tasks) == 13
