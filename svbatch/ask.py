@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svbatch.errors import TaskError
-from svbatch.generate import MAX_TOKENS, Answer, Unanswered, open_answers, recogniser_transcript
+from svbatch.generate import MAX_TOKENS, Answer, Unanswered, open_answers, transcript_answer, with_transcripts
 from svbatch.hear import Hearing
 from svbatch.language.prefix import Prefix, prefill
 from svbatch.model import Model
@@ -25,16 +25,18 @@ def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dic
     answers: dict[str, list[Answer | Unanswered]] = {task.name: [] for task in tasks}
     if not hearings:
         return answers
+    if model.recogniser is None and any(mode_of(task) != "audio" for task in tasks):
+        hearings = with_transcripts(hearings, read(hearings, "audio", model), model)
     for mode in ("audio", "text", "both"):
-        asked = [task for task in tasks if mode_of(task) == mode and not _by_recogniser(task, model)]
+        asked = [task for task in tasks if mode_of(task) == mode and not _is_transcript(task)]
         if asked:
             prefix = read(hearings, mode, model)
             closed = closed_answers([task for task in asked if task.is_closed], hearings, prefix, model)
             answers |= {name: list(rows) for name, rows in closed.items()}
             answers |= {t.name: open_answers(t, hearings, prefix, model) for t in asked if not t.is_closed}
     for task in tasks:
-        if _by_recogniser(task, model):
-            answers[task.name] = [recogniser_transcript(hearing, model) for hearing in hearings]
+        if _is_transcript(task):
+            answers[task.name] = [transcript_answer(hearing, model) for hearing in hearings]
     return answers
 
 
@@ -71,13 +73,13 @@ def read(hearings: Sequence[Hearing], mode: Mode, model: Model) -> Prefix:
         parts = [opening]
         if mode != "text":
             parts.append(hearing.speech.to(opening))
-        if mode != "audio" and model.recogniser is not None:
+        if mode != "audio":
             parts.append(model.llm.embed(torch.tensor(prompts.transcript_ids(model.tokenizer, hearing.text))))
         inputs.append(torch.cat(parts))
     with part("prefill"):
         return prefill(model.llm, inputs)
 
 
-def _by_recogniser(task: Task, model: Model) -> bool:
-    is_asr = task.is_library and task.definition == "asr"
-    return is_asr and task.values["via"] == "recogniser" and model.recogniser is not None
+def _is_transcript(task: Task) -> bool:
+    """Whether the transcript that stands in the prefix is the answer."""
+    return task.is_library and task.definition == "asr" and task.values["via"] == "recogniser"

@@ -1,7 +1,8 @@
 """Open answers: transcripts, free text, and answers under a grammar."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from svbatch.contract import contract_of
@@ -13,10 +14,11 @@ from svbatch.model import Model
 from svbatch.speech.alignment import Word
 from svbatch.speech.prefix_score import PrefixScorer
 from svbatch.speech.readout import spoken_form
+from svbatch.speech.recogniser import Transcript
 from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
 from svbatch.tasks.grammar import Said, grammar_of, parse_items, parse_number, parse_object, parse_pairs
-from svbatch.tasks.task import Task
+from svbatch.tasks.task import Task, bare_task
 from svbatch.timing import part
 
 MAX_TOKENS = 400
@@ -53,10 +55,33 @@ def open_answers(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model:
     return [_text_answer(one, model) if grammar is None else _typed_answer(task, one, model) for one in decoded]
 
 
-def recogniser_transcript(hearing: Hearing, model: Model) -> Answer:
-    """What the recogniser wrote, as an answer of `asr`."""
+def with_transcripts(hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Hearing]:
+    """The hearings with what the LLM writes of each: what a bundle without a recogniser reads beside the sound.
+
+    `prefix` has read the sound. This is SpeechVerse's joint decoding: the transcript is written once, and every task
+    that wants it goes on from there.
+    """
+    question = bare_task("asr", Path()).instructions[0]
+    decoded = transcribe(hearings, prefix, question, MAX_TOKENS, model)
+    return [
+        replace(
+            hearing,
+            transcript=Transcript(
+                text=prompts.answer_text(model.tokenizer, one.ids).strip(),
+                ids=one.ids,
+                sum_logprob=one.sum_logprob,
+                finish_reason=one.finish_reason,
+                no_speech_probability=None,
+            ),
+        )
+        for hearing, one in zip(hearings, decoded, strict=True)
+    ]
+
+
+def transcript_answer(hearing: Hearing, model: Model) -> Answer:
+    """A hearing's transcript as an answer of `asr`."""
     transcript = hearing.transcript
-    assert transcript is not None, "a span asked of the recogniser was not transcribed"
+    assert transcript is not None, "a span was not transcribed"
     return {
         "text": transcript.text,
         "words": _words(timed_words(transcript.text, hearing, model)),
@@ -64,7 +89,7 @@ def recogniser_transcript(hearing: Hearing, model: Model) -> Answer:
         "avg_logprob": transcript.avg_logprob,
         "finish_reason": transcript.finish_reason,
         "no_speech_probability": transcript.no_speech_probability,
-        "via": "recogniser",
+        "via": "llm" if model.recogniser is None else "recogniser",
     }
 
 

@@ -43,7 +43,7 @@ class Hearing:
         """Whether anything is said: the read-out has tokens, and the recogniser agrees where they are few."""
         if self.transcript is None:
             return bool(self.read)
-        doubt = 2 * self.transcript.no_speech_probability - self.transcript.avg_logprob
+        doubt = 2 * (self.transcript.no_speech_probability or 0.0) - self.transcript.avg_logprob
         is_sparse = len(self.read) * SPARSE_EMBEDDINGS < len(self.embeddings)
         return bool(self.read) and bool(self.transcript.text) and not (is_sparse and doubt > MAX_DOUBT)
 

@@ -110,3 +110,21 @@ def test_asr_can_be_asked_of_the_llm(hearings, tiny_model):
         assert row["num_tokens"] <= 16
         assert row["avg_logprob"] <= 0
         assert [word["word"] for word in row["words"]] == row["text"].split()
+
+
+def test_without_a_recogniser_the_llm_writes_the_transcript_once_and_all_tasks_go_on_from_it(hearings, tiny_model):
+    alone = replace(tiny_model, recogniser=None)
+    heard = [replace(hearing, transcript=None) for hearing in hearings]
+    keywords = task({"keyword_search": {"keywords": ["rain"]}})
+    answers = ask([task("asr"), keywords], heard, alone)
+    written = transcribe(heard, read(heard, "audio", alone), task("asr").questions()[0], 400, alone)
+    texts = [prompts.answer_text(alone.tokenizer, one.ids).strip() for one in written]
+    assert [(row["text"], row["via"]) for row in answers["asr"]] == [(text, "llm") for text in texts]
+    assert all(row["no_speech_probability"] is None for row in answers["asr"])
+    given = [
+        replace(hearing, transcript=Transcript(text, one.ids, one.sum_logprob, one.finish_reason, None))
+        for hearing, text, one in zip(heard, texts, written, strict=True)
+    ]
+    [first, _] = answers["keyword_search"]
+    [judged, _] = ask([keywords], given, tiny_model)["keyword_search"]
+    assert first["keywords"][0]["probability"] == pytest.approx(judged["keywords"][0]["probability"], abs=1e-4)

@@ -32,14 +32,15 @@ class Transcript:
 
     `ids` are the text's tokens, without special ones. `sum_logprob` (natural logarithm) is over these and,
     if it finished with "stop", the end. "length": cut at the limit. "loop": a phrase came again and again; the
-    text ends after its first time. `no_speech_probability` is what Whisper itself gives before its first word.
+    text ends after its first time. `no_speech_probability` is what Whisper itself gives before its first word; None
+    where something else wrote the transcript.
     """
 
     text: str
     ids: list[int]
     sum_logprob: float
     finish_reason: FinishReason
-    no_speech_probability: float
+    no_speech_probability: float | None
 
     @property
     def num_tokens(self) -> int:
