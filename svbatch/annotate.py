@@ -7,6 +7,7 @@
 Nothing here writes or knows an output. Whatever keeps one recording from an answer becomes a row of failures.
 """
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import torch
 
 from svbatch.ask import ask, mode_of
 from svbatch.contract import contract_of
-from svbatch.corpus.decode import Audio, decode
+from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
 from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
 from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
@@ -30,6 +31,7 @@ from svbatch.tasks.task import Task
 from svbatch.timing import part
 
 SPANS_AT_ONCE = 8
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,7 @@ def annotate(
     num_broken = len(failures)
     with torch.inference_mode():
         for batch in _batches(places):
-            hearings = hear([_span(place, words_wanted) for place in batch], model)
-            for place, hearing in zip(batch, hearings, strict=True):
-                place.item.num_segments += "segment" in place.kinds and hearing.has_speech
-            for task, place, answer in _asked(tasks, batch, hearings, model):
+            for task, place, answer in _within_memory(tasks, batch, words_wanted, model):
                 if isinstance(answer, Unanswered):
                     failures.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
                 else:
@@ -94,6 +93,41 @@ def annotate(
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
         num_unanswered=len(failures) - num_broken,
+    )
+
+
+def _within_memory(
+    tasks: Sequence[Task], batch: Sequence[Place], words_wanted: bool, model: Model
+) -> list[tuple[Task, Place, Answer | Unanswered]]:
+    """Hears a batch and asks it everything; a batch that does not fit into memory is halved."""
+    try:
+        hearings = hear([_span(place, words_wanted) for place in batch], model)
+        answers = list(_asked(tasks, batch, hearings, model))
+    except Exception as error:  # torch and onnxruntime share no class for it
+        if not is_out_of_memory(error):
+            raise
+        answers = None
+    if answers is not None:
+        for place, hearing in zip(batch, hearings, strict=True):
+            place.item.num_segments += "segment" in place.kinds and hearing.has_speech
+        return answers
+    if len(batch) == 1:
+        [place] = batch
+        why = Unanswered("out_of_memory", f"{place.span.num_samples / SAMPLE_RATE_HZ:.1f} s do not fit into memory")
+        return [(task, place, why) for task in tasks if _kind(task) in place.kinds]
+    log.warning("%d segments at once do not fit into memory; going on with half of them", len(batch))
+    half = len(batch) // 2
+    return [
+        *_within_memory(tasks, batch[:half], words_wanted, model),
+        *_within_memory(tasks, batch[half:], words_wanted, model),
+    ]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of this machine or of its GPU: torch and onnxruntime say so in words."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "failed to allocate", "bad allocation")
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,40 @@ def test_a_task_that_needs_speech_is_asked_only_where_there_is_some(tmp_path, bu
     assert answers["spoken"]["uri"].to_pylist() == sorted(
         recording.uri for recording, spoken in zip(recordings, speaks, strict=True) if spoken
     )
+
+
+class SmallMemory:
+    """An encoder session that cannot hold more than `most` windows at once."""
+
+    def __init__(self, session, most: int) -> None:
+        self._session, self._most = session, most
+
+    def run(self, inputs):
+        if len(inputs["waveform"]) > self._most:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9")
+        return self._session.run(inputs)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_loses_nothing(recordings, tiny_model, caplog):
+    small = replace(tiny_model, encoder=SmallMemory(tiny_model.encoder, 1))
+    for table in ("asr", "keyword_search", "speech_activity", "recordings"):
+        assert differences(rows(answer(recordings, small), table), rows(answer(recordings, tiny_model), table)) == []
+    assert "do not fit into memory; going on with half of them" in caplog.text
+
+
+def test_what_does_not_fit_alone_is_a_failure_and_not_the_end(recordings, tiny_model):
+    annotated = answer(recordings, replace(tiny_model, encoder=SmallMemory(tiny_model.encoder, 0)))
+    failed = [row for row in annotated.failures.to_pylist() if row["code"] == "out_of_memory"]
+    assert {row["task"] for row in failed} == {task.name for task in TASKS}
+    assert len(failed) == annotated.num_unanswered
+    assert all(table.num_rows == 0 for table in annotated.answers.values())
+    assert annotated.recordings.num_rows == len(recordings)
+
+
+def test_another_error_is_a_bug_that_shows(recordings, tiny_model):
+    class Broken:
+        def run(self, inputs):
+            raise RuntimeError("a wrong shape")
+
+    with pytest.raises(RuntimeError, match="a wrong shape"):
+        answer(recordings, replace(tiny_model, encoder=Broken()))
