@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from svbatch.ask import ask, mode_of
+from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
 from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
@@ -48,12 +48,14 @@ class Annotated:
 
 @dataclass
 class Item:
-    """One recording on its way: its audio, or why there is none, and its segments that hold speech."""
+    """One recording on its way: its audio, or why there is none, its segments that hold speech, and whether all of it
+    could be heard."""
 
     recording: Recording
     audio: Audio | None = None
     failure: RecordingError | None = None
     num_segments: int = 0
+    is_whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,12 @@ def annotate(
     items = [_decoded(recording) for recording in recordings]
     kinds = {_kind(task) for task in tasks}
     places = [place for item in items for place in _places(item, kinds)]
-    words_wanted = any(mode_of(task) != "audio" for task in tasks)
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
     failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
     num_broken = len(failures)
     with torch.inference_mode():
         for batch in _batches(places):
-            for task, place, answer in _within_memory(tasks, batch, words_wanted, model):
+            for task, place, answer in _within_memory(tasks, batch, model):
                 if isinstance(answer, Unanswered):
                     failures.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
                 else:
@@ -97,11 +98,11 @@ def annotate(
 
 
 def _within_memory(
-    tasks: Sequence[Task], batch: Sequence[Place], words_wanted: bool, model: Model
+    tasks: Sequence[Task], batch: Sequence[Place], model: Model
 ) -> list[tuple[Task, Place, Answer | Unanswered]]:
     """Hears a batch and asks it everything; a batch that does not fit into memory is halved."""
     try:
-        hearings = hear([_span(place, words_wanted) for place in batch], model)
+        hearings = hear([_span(place) for place in batch], model)
         answers = list(_asked(tasks, batch, hearings, model))
     except Exception as error:  # torch and onnxruntime share no class for it
         if not is_out_of_memory(error):
@@ -114,12 +115,13 @@ def _within_memory(
     if len(batch) == 1:
         [place] = batch
         why = Unanswered("out_of_memory", f"{place.span.num_samples / SAMPLE_RATE_HZ:.1f} s do not fit into memory")
+        place.item.is_whole = False
         return [(task, place, why) for task in tasks if _kind(task) in place.kinds]
     log.warning("%d segments at once do not fit into memory; going on with half of them", len(batch))
     half = len(batch) // 2
     return [
-        *_within_memory(tasks, batch[:half], words_wanted, model),
-        *_within_memory(tasks, batch[half:], words_wanted, model),
+        *_within_memory(tasks, batch[:half], model),
+        *_within_memory(tasks, batch[half:], model),
     ]
 
 
@@ -182,10 +184,11 @@ def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
         yield by_length[start : start + SPANS_AT_ONCE]
 
 
-def _span(place: Place, words_wanted: bool) -> Span:
+def _span(place: Place) -> Span:
+    """Every segment is transcribed, whatever is asked: the recogniser has a say in whether it holds speech."""
     assert place.item.audio is not None
     waveform = place.item.audio.waveform[place.span.start : place.span.end]
-    return Span(waveform, place.span.start_s, transcribed=words_wanted and "segment" in place.kinds)
+    return Span(waveform, place.span.start_s, transcribed="segment" in place.kinds)
 
 
 def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
@@ -263,8 +266,8 @@ def _recording(item: Item, versions: Mapping[str, str], run_id: str) -> dict[str
         "sample_rate": audio.sample_rate_hz if audio else None,
         "channels": audio.channels if audio else None,
         "num_segments": item.num_segments,
-        "status": "failed" if audio is None else "annotated" if item.num_segments else "empty",
-        "answered": [f"{name}@{version}" for name, version in versions.items()],
+        "status": "failed" if audio is None else "annotated" if item.num_segments or not item.is_whole else "empty",
+        "answered": [f"{name}@{version}" for name, version in versions.items()] if item.is_whole else [],
         "run_id": run_id,
         "annotated_at": datetime.now(UTC),
     }

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
-from svbatch.annotate import Annotated, annotate
+from svbatch.annotate import annotate
+from svbatch.ask import check
 from svbatch.contract import contract_of
 from svbatch.corpus.sources import Recording, iter_recordings
 from svbatch.job import Job
 from svbatch.model import Model, Precision
+from svbatch.plan import RECORDINGS_PER_BATCH
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.store import Store
 from svbatch.tasks.task import Task
@@ -49,7 +51,8 @@ class Price:
 
 @dataclass(frozen=True)
 class Figures:
-    """`real_time_factor`: seconds of sound per second of a run with all tasks. `prices` are of `job.tasks` in order."""
+    """`real_time_factor`: seconds of sound per second of a run with all tasks. `prices` are of the job's tasks after
+    the first, in order."""
 
     audio_seconds: float
     matrix_operations_per_second: float
@@ -60,6 +63,7 @@ class Figures:
 
 def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figures:
     """Figures of a job whose recordings and tasks are all asked, medians of `repeats` runs of each."""
+    check(job.tasks, model)
     recordings = list(iter_recordings(job.corpus, job.corpus_base))
     speed = matrix_speed(torch.float32 if precision == "float32" else torch.bfloat16)
     _answered(recordings[:1], job.tasks, model)  # what is set up on first use is not measured
@@ -97,22 +101,28 @@ def _seconds(work: Callable[[], object]) -> float:
 def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> Run:
     with watching() as spent:
         start = time.perf_counter()
-        annotated = _answered(recordings, tasks, model)
+        audio_seconds = _answered(recordings, tasks, model)
         seconds = time.perf_counter() - start
-    return seconds, dict(spent), annotated.audio_seconds
+    return seconds, dict(spent), audio_seconds
 
 
-def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> Annotated:
-    annotated = annotate(recordings, tasks, {task.name: "bench" for task in tasks}, model, "bench")
-    with part("writing"), tempfile.TemporaryDirectory() as folder:
+def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> float:
+    """Annotates and commits in batches as a run does; returns the seconds of audio heard."""
+    audio_seconds = 0.0
+    versions = {task.name: "bench" for task in tasks}
+    with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.prepare({task.name: arrow_schema(contract_of(task)) for task in tasks})
-        store.commit(annotated.answers, annotated.failures, annotated.recordings)
-    return annotated
+        for start in range(0, len(recordings), RECORDINGS_PER_BATCH):
+            annotated = annotate(recordings[start : start + RECORDINGS_PER_BATCH], tasks, versions, model, "bench")
+            with part("writing"):
+                store.commit(annotated.answers, annotated.failures, annotated.recordings)
+            audio_seconds += annotated.audio_seconds
+    return audio_seconds
 
 
 def _median(runs: Sequence[Run]) -> Run:
-    return sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+    return sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
 
 
 def _parts(whole: float, spent: dict[str, Spent], speed: float) -> list[Part]:

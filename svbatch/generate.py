@@ -8,7 +8,7 @@ from typing import Any
 from svbatch.contract import contract_of
 from svbatch.hear import Hearing, log_probs_of, timed_words
 from svbatch.language.decoding import Decoded, greedy
-from svbatch.language.guide import guides
+from svbatch.language.guide import Guide, guides
 from svbatch.language.prefix import Prefix
 from svbatch.model import Model
 from svbatch.speech.alignment import Word
@@ -38,21 +38,27 @@ def open_answers(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model:
     """A generated answer of one task to each of `hearings`, which the prefix has read."""
     if task.definition == "asr" and task.is_library:
         return list(_llm_transcripts(task, hearings, prefix, model))
-    grammar = grammar_of(task)
-    end_id = prompts.end_id(model.tokenizer)
-    shapes = (
-        guides(model.tokenizer, model.llm.vocab_size, end_id, grammar, count=prefix.batch_size) if grammar else None
-    )
+    shapes = guides_of(task, model, count=prefix.batch_size)
     with part("generation"):
         decoded = greedy(
             model.llm,
             prefix,
             prompts.question_ids(model.tokenizer, task.questions()[0]),
-            end_id=end_id,
+            end_id=prompts.end_id(model.tokenizer),
             max_tokens=task.max_tokens or MAX_TOKENS,
             guides=shapes,
         )
-    return [_text_answer(one, model) if grammar is None else _typed_answer(task, one, model) for one in decoded]
+    return [_text_answer(one, model) if shapes is None else _typed_answer(task, one, model) for one in decoded]
+
+
+def guides_of(task: Task, model: Model, *, count: int) -> list[Guide] | None:
+    """A guide for each of `count` answers of a task; None where any text is one. Raises TaskError for a grammar that
+    cannot be followed."""
+    grammar = grammar_of(task)
+    if grammar is None:
+        return None
+    end_id = prompts.end_id(model.tokenizer)
+    return guides(model.tokenizer, model.llm.vocab_size, end_id, grammar, count=count)
 
 
 def with_transcripts(hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Hearing]:

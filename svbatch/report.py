@@ -36,7 +36,7 @@ def report(job: Job, outcome: Outcome) -> str:
         lines += ["  …"] if len(rows) > MAX_LINES else []
     failures = [row for row in store.read("failures").to_pylist() if row["run_id"] == outcome.run_id]
     lines += ["", f"failures: {len(failures)} rows"] if failures else []
-    lines += [f"  {row['message']}" for row in failures[:MAX_LINES]]
+    lines += [f"  {_failure(row)}" for row in failures[:MAX_LINES]]
     first = job.output / job.tasks[0].name
     return "\n".join(
         [
@@ -47,6 +47,13 @@ def report(job: Job, outcome: Outcome) -> str:
             f"  duckdb:  SELECT * FROM '{first}/*.parquet'",
         ]
     )
+
+
+def _failure(row: dict[str, Any]) -> str:
+    """A recording's failure names its file; a question's is told with its place."""
+    if row["task"] is None:
+        return str(row["message"])
+    return f"{Path(row['uri']).name}  {row['start']:.1f}-{row['end']:.1f} s  {row['message']}"
 
 
 def _answer(task: Task, row: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
 
 def _load(bundle: Bundle, job: Job) -> "tuple[Model, str, str]":
     """The model, on which device and at which precision; torch is imported here, and not where nothing is new."""
-    from svbatch.ask import check_lengths
+    from svbatch.ask import check
     from svbatch.fetch import fetch
     from svbatch.model import choose_device, choose_precision, load_model
 
@@ -107,7 +107,7 @@ def _load(bundle: Bundle, job: Job) -> "tuple[Model, str, str]":
     precision = choose_precision(job.precision, device)
     log.info("loading bundle %s (%s) on %s in %s", bundle.ref, bundle.id, device, precision)
     model = load_model(bundle, device, precision)
-    check_lengths(job.tasks, model)
+    check(job.tasks, model)
     return model, device, precision
 
 

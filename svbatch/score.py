@@ -81,10 +81,7 @@ def _entry_answers(
         spotted_words(task.entries, hearing, model) if task.spotting else [None] * len(task.entries)
         for hearing in hearings
     ]
-    by_entry = [
-        _yes_no_answers(task, own, fitted, [_evidence(row[i], fitted) for row in spotted])
-        for i, own in enumerate(scores)
-    ]
+    by_entry = [_spotted_answers(task, own, fitted, [row[i] for row in spotted]) for i, own in enumerate(scores)]
     rows: list[Answer] = []
     for answers, places, hearing in zip(zip(*by_entry, strict=True), spotted, hearings, strict=True):
         present = [answer["answer"] for answer in answers]
@@ -93,17 +90,20 @@ def _entry_answers(
         rows.append(
             {
                 column: [dict(zip(fields, value, strict=False)) for value in values],
-                "calibrated": fitted is not None,
+                "calibrated": all(answer["calibrated"] for answer in answers),
             }
         )
     return rows
 
 
-def _evidence(spotted: Spotted | None, fitted: Calibration | None) -> float:
-    """What a spotted word adds to the log-odds of yes; nothing where its weight was not fitted."""
-    if spotted is None or fitted is None:
-        return 0.0
-    return fitted.bias + fitted.spotting * spotted.evidence
+def _spotted_answers(
+    task: Task, scores: Scores, fitted: Calibration | None, spotted: Sequence[Spotted | None]
+) -> list[Answer]:
+    """Yes or no to one entry in each hearing. What the read-out cannot write has no evidence, and is not calibrated."""
+    if fitted is None or (task.spotting and None in spotted):
+        return _yes_no_answers(task, scores, None)
+    evidence = [fitted.bias + fitted.spotting * place.evidence if place else 0.0 for place in spotted]
+    return _yes_no_answers(task, scores, fitted, evidence)
 
 
 def _starts(
@@ -124,6 +124,8 @@ def _starts(
 
 def _first(entry: str, spoken: Sequence[str], words: Sequence[Word], otherwise: float | None) -> float | None:
     wanted = spoken_form(entry).split()
+    if not wanted:
+        return otherwise
     for i in range(len(spoken) - len(wanted) + 1):
         if list(spoken[i : i + len(wanted)]) == wanted:
             return words[i].start

@@ -86,6 +86,17 @@ def test_rows_do_not_depend_on_what_else_is_asked(recordings, together, tiny_mod
     assert differences(rows(together, "speech_activity"), rows(alone, "speech_activity")) == []
 
 
+def test_a_task_of_sound_alone_has_the_rows_that_it_has_beside_one_of_words(recordings, tiny_model, monkeypatch):
+    """The recogniser has a say in whether a segment holds speech, also where nobody asks for words."""
+    monkeypatch.setattr("svbatch.hear.SPARSE_EMBEDDINGS", 0.001)  # every read-out is sparse, so doubt decides
+    emotion = load_task("emotion", Path())
+    versions = {"emotion": "1", "asr": "2"}
+    alone = annotate(recordings, [emotion], versions, tiny_model, "run")
+    beside = annotate(recordings, [emotion, TASKS[0]], versions, tiny_model, "run")
+    assert differences(rows(alone, "emotion"), rows(beside, "emotion")) == []
+    assert alone.recordings["num_segments"] == beside.recordings["num_segments"]
+
+
 def test_silence_has_a_row_of_speech_activity_and_none_of_asr(together):
     [row] = rows(together, "speech_activity", "silent.wav")
     assert (row["start"], row["end"]) == (0.0, 3.0)

@@ -128,3 +128,12 @@ def test_without_a_recogniser_the_llm_writes_the_transcript_once_and_all_tasks_g
     [first, _] = answers["keyword_search"]
     [judged, _] = ask([keywords], given, tiny_model)["keyword_search"]
     assert first["keywords"][0]["probability"] == pytest.approx(judged["keywords"][0]["probability"], abs=1e-4)
+
+
+def test_a_keyword_without_a_letter_is_answered_uncalibrated_and_has_no_place(hearings, tiny_model):
+    fitted = {"keyword_search": Calibration(temperature=1.0, bias=1000.0)}
+    heard = [replace(hearing, transcript=Transcript("", [], 0.0, "stop", 0.0)) for hearing in hearings]
+    asked = [task({"keyword_search": {"keywords": ["%"]}})]
+    for row in ask(asked, heard, replace(tiny_model, calibration=fitted))["keyword_search"]:
+        assert row["keywords"][0]["start"] is None
+        assert not row["calibrated"]

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from svbatch.bench import bench, matrix_speed
 from svbatch.cli import main
+from svbatch.errors import CorpusError
 from svbatch.job import Job, load_job
 from svbatch.language.llm import LanguageModel
 from svbatch.language.prefix import prefill
@@ -69,9 +70,12 @@ def test_a_matrix_product_has_a_speed():
 def test_nothing_of_a_folder_without_audio_is_measured(tmp_path, tiny_bundle):
     path = tmp_path / "job.yaml"
     path.write_text(f"corpus: .\ntasks: [asr]\noutput: out/\nbundle: {tiny_bundle.folder}\n")
-    result = CliRunner().invoke(main, ["bench", str(path), "--cache", str(tiny_bundle.cache)])
-    assert result.exit_code != 0
-    assert Path(tmp_path / "out").exists() is False
+    with pytest.raises(CorpusError, match="no recording in"):
+        CliRunner().invoke(main, ["bench", str(path), "--cache", str(tiny_bundle.cache)], catch_exceptions=False)
+
+
+def test_no_repeats_are_refused(job):
+    assert CliRunner().invoke(main, ["bench", str(job.path), "--repeats", "0"]).exit_code == 2
 
 
 def test_the_benchmarks_job_asks_thirteen_tasks():

@@ -154,5 +154,5 @@ def test_a_question_that_the_llm_cannot_hold_is_refused_by_its_file(folder, tiny
     )
     path = tmp_path / "job.yaml"
     path.write_text(f"corpus: {folder}\ntasks: [./long.yaml]\noutput: out/\nbundle: {tiny_bundle.folder}\n")
-    with pytest.raises(TaskError, match=r"long\.yaml: task long: .* and the LLM holds 1408 beside 30 s of speech"):
+    with pytest.raises(TaskError, match=r"long\.yaml: task long: .* and the LLM holds 1248 beside 30 s of speech"):
         run(load_job(path), cache=tiny_bundle.cache, quiet=True)

@@ -43,12 +43,19 @@ def run(job: Path, corpus: tuple[str, ...], output: Path | None, cache: Path | N
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("--corpus", multiple=True, help="Recordings instead of the job's: a folder, file or glob.")
-@click.option("--repeats", default=3, show_default=True, help="Runs of each number of tasks; medians are given.")
+@click.option(
+    "--repeats",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Runs of each number of tasks; medians are given.",
+)
 @click.option("--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE).")
 def bench(job: Path, corpus: tuple[str, ...], repeats: int, cache: Path | None) -> None:
     """Measure how fast JOB is answered: each part's share, and what each task costs after those before it.
 
-    Every recording is asked, with the job's first task, then its first two, and so on. Nothing is written.
+    Every recording is asked, with the job's first task, then its first two, and so on. Nothing is written. On the CPU
+    only, for now.
 
     \b
     Example:  svbatch bench jobs/quickstart.yaml --repeats 1
@@ -56,14 +63,13 @@ def bench(job: Path, corpus: tuple[str, ...], repeats: int, cache: Path | None) 
     from svbatch.bench import bench as measure
     from svbatch.bundle import find_bundle
     from svbatch.fetch import fetch
-    from svbatch.model import choose_device, choose_precision, load_model
+    from svbatch.model import choose_precision, load_model
 
     loaded = load_job(job, corpus=corpus)
     bundle = find_bundle(loaded.bundle, cache=cache)
     fetch(bundle)
-    device = choose_device(loaded.device)
-    precision = choose_precision(loaded.precision, device)
-    figures = measure(loaded, load_model(bundle, device, precision), precision, repeats=repeats)
+    precision = choose_precision(loaded.precision, "cpu")
+    figures = measure(loaded, load_model(bundle, "cpu", precision), precision, repeats=repeats)
     click.echo(f"{figures.audio_seconds:.0f} s of audio in {precision}, {figures.real_time_factor:.1f} times real time")
     click.echo(f"matrix product: {figures.matrix_operations_per_second / 1e9:.0f} GFLOP/s")
     click.echo("\npart          share   of the matrix product's speed")

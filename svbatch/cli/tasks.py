@@ -9,7 +9,7 @@ import yaml
 
 from svbatch.contract import contract_of
 from svbatch.errors import TaskError
-from svbatch.tasks.definition import Definition, read_definition
+from svbatch.tasks.definition import Definition
 from svbatch.tasks.task import bare_task, library_names
 
 
@@ -112,8 +112,7 @@ def _listed(title: str, lines: Iterator[str] | tuple[str, ...]) -> Iterator[str]
 
 def _problems(file: Path) -> list[str]:
     try:
-        read_definition(file)
-        contract_of(bare_task(str(file), Path()))
+        contract_of(bare_task(f"./{file}" if file.parent == Path() else str(file), Path()))
     except TaskError as error:
         return str(error).splitlines()
     return []

@@ -60,12 +60,12 @@ def _one_yes_or_no(task: Task, answers: Sequence[Mapping[str, Any]], lengths: Se
 
 def _text(answers: Sequence[Answer]) -> Answer:
     num_tokens = sum(answer["num_tokens"] for answer in answers)
-    sums = [answer["avg_logprob"] * max(1, answer["num_tokens"]) for answer in answers]
+    weights = [max(1, answer["num_tokens"] + (answer["finish_reason"] == "stop")) for answer in answers]
     cut = [answer["finish_reason"] for answer in answers if answer["finish_reason"] != "stop"]
     return {
         "text": " ".join(answer["text"] for answer in answers if answer["text"]),
         "num_tokens": num_tokens,
-        "avg_logprob": sum(sums) / sum(max(1, answer["num_tokens"]) for answer in answers),
+        "avg_logprob": float(np.average([answer["avg_logprob"] for answer in answers], weights=weights)),
         "finish_reason": cut[0] if cut else "stop",
     }
 

@@ -10,6 +10,7 @@ held_out:                        never trained on; they measure how much the wor
   - Is this a complaint? Answer yes or no.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,9 +30,15 @@ TABLES = ("recordings", "failures", "runs")
 COMMON_OPTIONS = ("name", "min_probability")
 """What a job may say of any task, beside the task's own parameters."""
 
+MAX_BOUND = 10**15 - 1
+MAX_NESTING = 4
+RESERVED = ("labels", "label_descriptions", "label", "label_description")
+"""What a wording's placeholders mean already."""
+
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Bound = Annotated[float | int, Field(ge=-MAX_BOUND, le=MAX_BOUND, allow_inf_nan=False)]
 Sense = Literal["audio", "transcript"]
 Metric = Literal["word_error_rate", "bleu", "accuracy", "unweighted_average_recall", "macro_f1", "slu_f1"]
 
@@ -69,8 +76,8 @@ class Limits(BaseModel):
 
     max_items: Annotated[int, Field(ge=1, le=100)] | None = None
     max_chars: Annotated[int, Field(ge=1, le=400)] | None = None
-    minimum: float | int | None = None
-    maximum: float | int | None = None
+    minimum: Bound | None = None
+    maximum: Bound | None = None
     whole: bool | None = None
 
 
@@ -194,12 +201,16 @@ def _limit_problems(definition: Definition) -> Iterator[Problem]:
         yield ("limits", key), f"an answer of type {definition.answer} has no `{key}`; leave it out"
     if limits.minimum is not None and limits.maximum is not None and limits.minimum > limits.maximum:
         yield ("limits", "minimum"), f"{limits.minimum} is above the maximum, {limits.maximum}"
+    elif limits.whole and None not in (limits.minimum, limits.maximum) and _no_whole_number_between(limits):
+        yield ("limits", "whole"), f"no whole number lies between {limits.minimum} and {limits.maximum}"
     if (definition.answer == "object") != bool(definition.properties):
         yield ("properties",), "`properties` go with an answer of type object, and with no other"
     yield from _property_problems(definition.properties, ("properties",))
 
 
 def _scope_problems(definition: Definition) -> Iterator[Problem]:
+    if definition.scope == "window" and "transcript" in definition.hears:
+        yield ("hears",), "windows are heard, not transcribed; write `hears: [audio]`"
     whole = definition.scope == "recording"
     if whole and definition.answer in ("number", "object"):
         yield ("scope",), f"answers of type {definition.answer} are not combined over segments; choose scope segment"
@@ -209,12 +220,21 @@ def _scope_problems(definition: Definition) -> Iterator[Problem]:
         yield ("combine",), "`combine` goes with scope recording and an answer of type yes_no or labels; leave it out"
 
 
+def _no_whole_number_between(limits: Limits) -> bool:
+    return math.ceil(limits.minimum or 0) > math.floor(limits.maximum or 0)
+
+
 def _property_problems(properties: Mapping[str, Property], where: Location) -> Iterator[Problem]:
+    if where.count("properties") + where.count("items") > MAX_NESTING:
+        yield where, f"nested more than {MAX_NESTING} deep; make it flatter"
+        return
     for name, prop in properties.items():
         yield from _one_property_problems(prop, (*where, name))
 
 
 def _one_property_problems(prop: Property, where: Location) -> Iterator[Problem]:
+    if "enum" in prop.model_fields_set and not prop.enum:
+        yield (*where, "enum"), "an empty list; write the choices, or leave it out"
     if prop.enum and prop.type != "string":
         yield (*where, "enum"), "`enum` goes with type string"
     for position, choice in repeated(prop.enum):
@@ -239,6 +259,8 @@ def _parameter_problems(definition: Definition) -> Iterator[Problem]:
     for position, parameter in enumerate(definition.parameters):
         for key, message in _one_parameter_problems(parameter, definition):
             yield ("parameters", position, key), message
+    if definition.each is not None and definition.answer != "yes_no":
+        yield ("each",), "one question for each entry is asked by a task of answer yes_no; leave it out"
     if definition.spotting and (definition.each is None or definition.answer != "yes_no"):
         yield ("spotting",), "words are spotted in a task of answer yes_no with `each`; leave it out"
     if definition.each is not None and definition.each not in names:
@@ -249,6 +271,12 @@ def _one_parameter_problems(parameter: Parameter, definition: Definition) -> Ite
     name, type_ = parameter.name, parameter.type
     if name in COMMON_OPTIONS:
         yield "name", f"every task has `{name}`; choose another name"
+    if (name in RESERVED and type_ != "labels") or parameter.entry in RESERVED:
+        yield "name", f"in a wording `{name}` means the task's own labels; choose another name"
+    if parameter.default is not None and type_ not in ("text", "choice"):
+        yield "default", f"a parameter of type {type_} has no default; leave it out"
+    if parameter.column and [p.column for p in definition.parameters].count(parameter.column) > 1:
+        yield "column", f"another parameter has the column `{parameter.column}` too; choose another"
     if type_ == "labels" and definition.answer not in LABELLED_ANSWERS:
         yield "type", f"an answer of type {definition.answer} has no labels; leave the parameter out"
     if type_ == "labels" and [p.type for p in definition.parameters].count("labels") > 1:

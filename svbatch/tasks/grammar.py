@@ -18,8 +18,10 @@ from svbatch.tasks.definition import Property
 from svbatch.tasks.task import Task
 
 NONE = "none"
+_COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 MAX_ITEMS = 10
 MAX_CHARS = 60
+LARGEST = 10**15 - 1  # of a number without a bound; all whole ones up to it are exact as float64 too
 ANY_WHOLE, ANY_NUMBER = r"-?(0|[1-9][0-9]{0,14})", r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?"
 
 
@@ -97,12 +99,12 @@ def _number(task: Task) -> str:
     limits = task.limits
     if limits.minimum is None and limits.maximum is None:
         return f"/{ANY_WHOLE if limits.whole else ANY_NUMBER}/"
-    bounds = {"minimum": limits.minimum, "maximum": limits.maximum}
+    bounds = {
+        "minimum": -LARGEST if limits.minimum is None else limits.minimum,
+        "maximum": LARGEST if limits.maximum is None else limits.maximum,
+    }
     kind = {"type": "integer" if limits.whole else "number"}
-    return f"%json {json.dumps(kind | {key: value for key, value in bounds.items() if value is not None})}"
-
-
-_COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+    return f"%json {json.dumps(kind | bounds | _COMPACT)}"
 
 
 def _object_schema(properties: Mapping[str, Property]) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def _schema(prop: Property) -> dict[str, Any]:
             return {"type": "array", "items": _schema(prop.items), "maxItems": MAX_ITEMS}
         case "object":
             return _object_schema(prop.properties)
+        case "integer" | "number":
+            return {"type": prop.type, "minimum": -LARGEST, "maximum": LARGEST}
         case _:
             return {"type": prop.type}
 

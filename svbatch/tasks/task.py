@@ -111,12 +111,9 @@ def resolve_task(entry: object, base: Path) -> Task | list[Problem]:
         return [((), f"{shown(entry)} is no task; write `asr`, or `asr: {{via: llm}}` with options")]
     try:
         path = _path(source, base)
-        definition = read_definition(path)
+        definition = _definition(path)
     except TaskError as error:
         return [((source,), line) for line in str(error).splitlines()]
-    if path.parent != LIBRARY_DIR and definition.name in library_names():
-        taken = f"`{definition.name}` is a task of the library; choose another name"
-        return [((source,), f"{shown_path(path)}: {taken}")]
     task = _with_options(definition, path, options or {})
     return task if isinstance(task, Task) else [((source, *where), message) for where, message in task]
 
@@ -124,7 +121,7 @@ def resolve_task(entry: object, base: Path) -> Task | list[Problem]:
 def bare_task(source: str, base: Path) -> Task:
     """The task of a name or a path relative to `base`, without what a job says of it. Raises TaskError."""
     path = _path(source, base)
-    definition = read_definition(path)
+    definition = _definition(path)
     return Task.model_validate({**dict(definition), "values": {}, "path": path, "definition": definition.name})
 
 
@@ -157,6 +154,13 @@ def _path(source: str, base: Path) -> Path:
         hint = did_you_mean(source, names)
         raise TaskError(f"unknown task {shown(source)}{hint}; your own starts with ./ or ends in .yaml")
     return LIBRARY_DIR / f"{source}.yaml"
+
+
+def _definition(path: Path) -> Definition:
+    definition = read_definition(path)
+    if path.parent != LIBRARY_DIR and definition.name in library_names():
+        raise TaskError(f"{shown_path(path)}: `{definition.name}` is a task of the library; choose another name")
+    return definition
 
 
 def _with_options(definition: Definition, path: Path, options: Mapping[str, Any]) -> Task | list[Problem]:

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from svbatch.ask import Mode, mode_of, read
+from svbatch.ask import Mode, ask, read
 from svbatch.corpus.segment import fixed_windows, speech_segments
-from svbatch.generate import READOUT_WEIGHT, transcribe
+from svbatch.generate import READOUT_WEIGHT, Answer, Unanswered, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
-from svbatch.score import Answer, closed_answers
 from svbatch.speech.readout import spoken_form
 from svbatch.tasks import prompts
 from svbatch.tasks.task import Task, load_task
@@ -100,7 +99,9 @@ def heard_examples(examples: Sequence[Example], model: Model, modes: Sequence[Mo
 
 
 def _closed(task: Task, hearings: Sequence[Hearing], model: Model) -> list[Answer]:
-    return closed_answers([task], hearings, read(hearings, mode_of(task), model), model)[task.name]
+    """As a run has them."""
+    answers = ask([task], hearings, model)[task.name]
+    return [answer for answer in answers if not isinstance(answer, Unanswered)]
 
 
 def _is_english(example: Example) -> bool:

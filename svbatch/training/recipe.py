@@ -1,10 +1,10 @@
 """A recipe: what is trained on what, for how long. One YAML file, values only."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import Schedule
@@ -46,10 +46,16 @@ class LanguageStage(_Part):
 
     tokens_per_batch: int
     ctc_weight: float
-    mishearing: float = 0.0
+    mishearing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     questions: dict[Task, float]
     modes: dict[Mode, float]
     schedule: Schedule
+
+    @model_validator(mode="after")
+    def _only_what_does_not_learn_mishears(self) -> Self:
+        if self.mishearing and "projector" in self.schedule.learning_rate:
+            raise ValueError("a projector that learns does not mishear; leave out `mishearing`, or its learning rate")
+        return self
 
 
 class Recipe(_Part):

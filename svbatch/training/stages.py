@@ -176,7 +176,9 @@ def mishearing(projector: Projector, dropout: float) -> Iterator[None]:
     projector.requires_grad_(False).train()
     for layer in layers:
         layer.p = dropout
-    yield
-    projector.requires_grad_(True).eval()
-    for layer, rate in zip(layers, rates, strict=True):
-        layer.p = rate
+    try:
+        yield
+    finally:
+        projector.requires_grad_(True).eval()
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.p = rate

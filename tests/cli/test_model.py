@@ -162,7 +162,7 @@ def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_pat
     for stage in ("align", "asr", "tasks"):
         recipe[stage]["schedule"]["steps"] = 1
     recipe["tasks"]["modes"] = {"audio": 1.0}
-    recipe["asr"]["ctc_weight"] = 0.3
+    recipe["asr"] |= {"ctc_weight": 0.3, "mishearing": 0.0}
     recipe["asr"]["schedule"]["learning_rate"] = {"projector": 1e-4}
     recipe["asr"]["tokens_per_batch"] = recipe["tasks"]["tokens_per_batch"] = 200
     (tmp_path / "taught.yaml").write_text(yaml.safe_dump(recipe))

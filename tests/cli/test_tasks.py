@@ -86,3 +86,9 @@ def test_every_mistake_of_every_file_has_its_line(complaint, tmp_path):
 def test_an_unknown_task_is_refused_with_the_nearest():
     result = tasks("show", "emotions")
     assert "unknown task `emotions`; did you mean `emotion`?" in str(result.exception)
+
+
+def test_a_name_of_the_library_is_taken(complaint):
+    complaint.write_text(COMPLAINT.replace("name: complaint", "name: intent"))
+    result = tasks("check", complaint)
+    assert (result.exit_code, "`intent` is a task of the library; choose another name" in result.output) == (2, True)

@@ -56,6 +56,11 @@ def own(folder: Path, text: str) -> Task:
             ["13", "-1", "1.5", "120"],
         ),
         (
+            "answer: number\nlimits: {whole: true, minimum: 0}",
+            ["0", "999999999999999", "none"],
+            ["-1", "1000000000000000", "1 ", "12345678901234567890"],
+        ),
+        (
             "answer: object\nproperties: {a: {type: string, description: x}, n: {type: integer, description: y}}",
             ['{"a":"tea","n":2}', '{"a":null,"n":null}'],
             ['{"a": "tea","n":2}', '{"n":2,"a":"tea"}', '{"a":"tea"}', '{"a":"","n":2}', '{"a":"tea","n":2,"b":1}'],

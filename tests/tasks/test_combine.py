@@ -91,7 +91,7 @@ def test_texts_are_joined_and_say_where_one_was_cut(tmp_path):
     ]
     found = combined(own(tmp_path, "answer: text\ninstructions: [What]\n"), parts, [1.0, 1.0, 1.0])
     assert (found["text"], found["num_tokens"], found["finish_reason"]) == ("so it goes", 3, "length")
-    assert math.isclose(found["avg_logprob"], -6.1 / 4)
+    assert math.isclose(found["avg_logprob"], -7.1 / 5)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,32 @@ def test_any_text_is_an_answer_of_type_text():
         (OBJECT + "  bad: {type: string, description: x, enum: [a, A]}", "`A` stands twice; keep one"),
         (OBJECT + "  bad: {type: text, description: x}", "choose string, integer, number"),
         (OBJECT + "  bad: &bad {type: array, description: x, items: *bad}", "an alias (*); write the value out"),
+        (NUMBER + "limits: {whole: true, minimum: 1.2, maximum: 1.8}", "no whole number lies between 1.2 and 1.8"),
+        (NUMBER + "limits: {minimum: .nan}", "limits.minimum"),
+        (NUMBER + "limits: {maximum: 10000000000000000000}", "limits.maximum"),
+        (OBJECT + "  bad: {type: string, description: x, enum: []}", "an empty list; write the choices"),
+        (
+            NUMBER
+            + "each: kinds\nparameters: [{name: kinds, type: texts, description: x, required: true, entry: kind}]",
+            "one question for each entry is asked by a task of answer yes_no",
+        ),
+        (
+            "answer: text\ninstructions: ['{{ labels }}']\n"
+            "parameters: [{name: labels, type: text, description: x, default: y}]",
+            "in a wording `labels` means the task's own labels; choose another name",
+        ),
+        (
+            "answer: label\ninstructions: [What]\nlabels: [{name: a, description: x}, {name: b, description: x}]\n"
+            "parameters: [{name: kinds, type: labels, description: x, default: y}]",
+            "a parameter of type labels has no default; leave it out",
+        ),
+        ("answer: text\ninstructions: [What]\nscope: window", "windows are heard, not transcribed"),
+        (
+            "answer: text\ninstructions: [What]\n"
+            "parameters: [{name: a, type: text, description: x, default: y, column: c}, "
+            "{name: b, type: text, description: x, default: y, column: c}]",
+            "another parameter has the column `c` too",
+        ),
         ("answer: pairs\ninstructions: [What]\n", "0 labels; an answer of type pairs needs at least 1"),
         (
             "answer: pairs\ninstructions: [What]\nlabels: [{name: 'a = b', description: x}]",
@@ -121,6 +147,21 @@ def test_what_cannot_be_answered_is_refused_with_its_line(tmp_path, text, messag
     found = refusal(tmp_path, text)
     assert message in found
     assert "own.yaml" in found
+
+
+def test_an_object_nested_too_deeply_is_refused(tmp_path):
+    deep = "{type: string, description: x}"
+    for _ in range(9):
+        deep = f"{{type: object, description: x, properties: {{a: {deep}}}}}"
+    assert "nested more than 4 deep" in refusal(tmp_path, OBJECT + f"  deep: {deep}")
+
+
+def test_numbers_are_bounded_so_that_every_one_fits_its_column(tmp_path):
+    largest = 10**15 - 1
+    grammar = grammar_of(load(tmp_path, NUMBER + "limits: {whole: true, minimum: 0}"))
+    assert f'"maximum": {largest}' in grammar
+    schema = json.loads(grammar_of(load(tmp_path, OBJECT)).removeprefix("start: %json "))
+    assert schema["properties"]["count"]["anyOf"][0] == {"type": "integer", "minimum": -largest, "maximum": largest}
 
 
 def test_a_task_of_labels_asks_each_of_them_alone(tmp_path):
