@@ -22,7 +22,9 @@ from svbatch.tasks.task import Task, bare_task
 from svbatch.timing import part
 
 MAX_TOKENS = 400
-READOUT_WEIGHT = 0.5  # of the read-out's voice in the LLM's transcripts; chosen on held-out recordings
+# Weight of the read-out's voice in the LLM's transcripts, of sound alone and beside the recogniser's transcript; both
+# were chosen on held-out recordings.
+WEIGHT_ALONE, WEIGHT_BESIDE = 0.5, 0.15
 Answer = dict[str, Any]  # the columns beside the common ones
 
 
@@ -68,7 +70,7 @@ def with_transcripts(hearings: Sequence[Hearing], prefix: Prefix, model: Model) 
     that wants it goes on from there.
     """
     question = bare_task("asr", Path()).instructions[0]
-    decoded = transcribe(hearings, prefix, question, MAX_TOKENS, model)
+    decoded = transcribe(hearings, prefix, question, MAX_TOKENS, model, readout_weight=WEIGHT_ALONE)
     return [
         replace(
             hearing,
@@ -106,8 +108,8 @@ def transcribe(
     max_tokens: int,
     model: Model,
     *,
+    readout_weight: float,
     drafts: bool = True,
-    readout_weight: float = READOUT_WEIGHT,
 ) -> list[Decoded]:
     """The LLM's transcripts: each next token has the highest log p of the LLM + `readout_weight` · log p of the
     read-out's CTC. Drafts are the recogniser's text where there is one, else the read-out's tokens."""
@@ -143,7 +145,8 @@ def _draft(hearing: Hearing, model: Model) -> list[int]:
 
 
 def _llm_transcripts(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Answer]:
-    decoded = transcribe(hearings, prefix, task.questions()[0], task.max_tokens or MAX_TOKENS, model)
+    limit = task.max_tokens or MAX_TOKENS
+    decoded = transcribe(hearings, prefix, task.questions()[0], limit, model, readout_weight=WEIGHT_BESIDE)
     answers = []
     for hearing, one in zip(hearings, decoded, strict=True):
         said = _text_answer(one, model)

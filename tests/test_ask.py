@@ -7,7 +7,7 @@ import torch
 
 from svbatch.ask import ask, mode_of, read
 from svbatch.bundle import Calibration
-from svbatch.generate import transcribe
+from svbatch.generate import WEIGHT_ALONE, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
 from svbatch.language.prefix import Prefix
 from svbatch.speech.readout import spoken_form
@@ -97,8 +97,8 @@ def test_a_draft_changes_no_word_of_the_llms_transcript(hearings, tiny_model):
     def prefix() -> Prefix:
         return read(hearings, "both", tiny_model)
 
-    plain = transcribe(hearings, prefix(), "Write it down.", 24, tiny_model, drafts=False)
-    drafted = transcribe(hearings, prefix(), "Write it down.", 24, tiny_model)
+    plain = transcribe(hearings, prefix(), "Write it down.", 24, tiny_model, readout_weight=0.5, drafts=False)
+    drafted = transcribe(hearings, prefix(), "Write it down.", 24, tiny_model, readout_weight=0.5)
     assert [(d.ids, d.finish_reason) for d in drafted] == [(d.ids, d.finish_reason) for d in plain]
     assert [d.sum_logprob for d in drafted] == pytest.approx([d.sum_logprob for d in plain], abs=1e-3)
 
@@ -117,7 +117,9 @@ def test_without_a_recogniser_the_llm_writes_the_transcript_once_and_all_tasks_g
     heard = [replace(hearing, transcript=None) for hearing in hearings]
     keywords = task({"keyword_search": {"keywords": ["rain"]}})
     answers = ask([task("asr"), keywords], heard, alone)
-    written = transcribe(heard, read(heard, "audio", alone), task("asr").questions()[0], 400, alone)
+    written = transcribe(
+        heard, read(heard, "audio", alone), task("asr").questions()[0], 400, alone, readout_weight=WEIGHT_ALONE
+    )
     texts = [prompts.answer_text(alone.tokenizer, one.ids).strip() for one in written]
     assert [(row["text"], row["via"]) for row in answers["asr"]] == [(text, "llm") for text in texts]
     assert all(row["no_speech_probability"] is None for row in answers["asr"])

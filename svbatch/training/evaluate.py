@@ -6,7 +6,6 @@ Transcripts are compared in spoken form: lower case, no punctuation, words spell
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from svbatch.ask import Mode, ask, read
 from svbatch.corpus.segment import fixed_windows, speech_segments
-from svbatch.generate import READOUT_WEIGHT, Answer, Unanswered, transcribe
+from svbatch.generate import WEIGHT_ALONE, WEIGHT_BESIDE, Answer, Unanswered, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
 from svbatch.speech.readout import spoken_form
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 EXAMPLES_AT_ONCE = 8
 MAX_TOKENS = 200
 MODES: tuple[Mode, ...] = ("audio", "both")
-WRITERS = {"": 0.0, "_read_out": READOUT_WEIGHT}  # the LLM alone, and as a run has it, with the read-out's voice
+WEIGHTS: dict[Mode, float] = {"audio": WEIGHT_ALONE, "both": WEIGHT_BESIDE}  # of the read-out's voice, as in a run
 SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok": "okay"}
 
 
@@ -119,13 +118,14 @@ def _texts(
     question = load_task("asr", Path()).questions()[0]
     chosen = [i for i, wish in enumerate(asked) if wish]
     some = [hearings[i] for i in chosen]
-    for mode, (name, weight) in product(modes, WRITERS.items()):
-        texts[f"llm_{mode}{name}"] = [""] * len(hearings)
-        if some:
-            prefix = read(some, mode, model)
-            answers = transcribe(some, prefix, question, MAX_TOKENS, model, readout_weight=weight)
-            for i, answer in zip(chosen, answers, strict=True):
-                texts[f"llm_{mode}{name}"][i] = prompts.answer_text(model.tokenizer, answer.ids)
+    for mode in modes:
+        for name, weight in ((f"llm_{mode}", 0.0), (f"llm_{mode}_read_out", WEIGHTS[mode])):
+            texts[name] = [""] * len(hearings)
+            if some:
+                prefix = read(some, mode, model)
+                answers = transcribe(some, prefix, question, MAX_TOKENS, model, readout_weight=weight)
+                for i, answer in zip(chosen, answers, strict=True):
+                    texts[name][i] = prompts.answer_text(model.tokenizer, answer.ids)
     return texts
 
 
