@@ -20,7 +20,7 @@ from svbatch.annotate import annotate
 from svbatch.ask import mode_of
 from svbatch.bundle import find_bundle
 from svbatch.corpus.decode import decode
-from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
+from svbatch.corpus.segment import Segment, speech_segments, windows
 from svbatch.corpus.sources import Recording, iter_recordings
 from svbatch.fetch import fetch
 from svbatch.hear import Span, hear
@@ -42,7 +42,7 @@ def asked_spans(recording: Recording, model: Model) -> Spans:
     spans = [Span(waveform[s.start : s.end], s.start_s, transcribed=True) for s in segments]
     heard = hear(spans, model) if spans else []
     spoken = [segment for segment, hearing in zip(segments, heard, strict=True) if hearing.has_speech]
-    return {"segment": spoken, "window": fixed_windows(waveform.size)}
+    return {"segment": spoken, "window": windows(waveform.size, segments)}
 
 
 def plain_loop(

@@ -8,7 +8,7 @@ Nothing here writes or knows an output. Whatever keeps one recording from an ans
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
-from svbatch.corpus.segment import Segment, fixed_windows, speech_segments
+from svbatch.corpus.segment import Segment, speech_segments, windows
 from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
@@ -60,11 +60,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Place:
-    """A span of one recording that is heard once: it is a segment, a window, or both."""
+    """A span of one recording that is heard once: a segment, or a window without one."""
 
     item: Item
     span: Segment
-    kinds: frozenset[str]
+    is_segment: bool
 
 
 def annotate(
@@ -76,8 +76,7 @@ def annotate(
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name."""
     items = [_decoded(recording) for recording in recordings]
-    kinds = {_kind(task) for task in tasks}
-    places = [place for item in items for place in _places(item, kinds)]
+    places = [place for item in items for place in _places(item, tasks)]
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
     failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
     num_broken = len(failures)
@@ -102,7 +101,7 @@ def _within_memory(
 ) -> list[tuple[Task, Place, Answer | Unanswered]]:
     """Hears a batch and asks it everything; a batch that does not fit into memory is halved."""
     try:
-        hearings = hear([_span(place) for place in batch], model)
+        hearings = hear([_span(place, tasks) for place in batch], model)
         answers = list(_asked(tasks, batch, hearings, model))
     except Exception as error:  # torch and onnxruntime share no class for it
         if not is_out_of_memory(error):
@@ -110,13 +109,13 @@ def _within_memory(
         answers = None
     if answers is not None:
         for place, hearing in zip(batch, hearings, strict=True):
-            place.item.num_segments += "segment" in place.kinds and hearing.has_speech
+            place.item.num_segments += place.is_segment and hearing.has_speech
         return answers
     if len(batch) == 1:
         [place] = batch
         why = Unanswered("out_of_memory", f"{place.span.num_samples / SAMPLE_RATE_HZ:.1f} s do not fit into memory")
         place.item.is_whole = False
-        return [(task, place, why) for task in tasks if _kind(task) in place.kinds]
+        return [(task, place, why) for task in tasks if place.is_segment or task.scope == "window"]
     log.warning("%d segments at once do not fit into memory; going on with half of them", len(batch))
     half = len(batch) // 2
     return [
@@ -137,22 +136,18 @@ def _asked(
     tasks: Sequence[Task], batch: Sequence[Place], hearings: Sequence[Hearing], model: Model
 ) -> Iterator[tuple[Task, Place, Answer | Unanswered]]:
     """Every task's answers to those of the batch that it is about."""
-    by_name = {task.name: task for task in tasks}
-    for kind, needs_speech in sorted({(_kind(task), task.needs_speech) for task in tasks}):
-        heard = [
-            (place, hearing)
-            for place, hearing in zip(batch, hearings, strict=True)
-            if kind in place.kinds and (hearing.has_speech or not needs_speech)
+    about = {
+        task.name: [
+            row
+            for row, (place, hearing) in enumerate(zip(batch, hearings, strict=True))
+            if (place.is_segment or task.scope == "window") and (hearing.has_speech or not task.needs_speech)
         ]
-        alike = [task for task in tasks if (_kind(task), task.needs_speech) == (kind, needs_speech)]
-        for name, answers in ask(alike, [hearing for _, hearing in heard], model).items():
-            for (place, _), answer in zip(heard, answers, strict=True):
-                yield by_name[name], place, answer
-
-
-def _kind(task: Task) -> str:
-    """What spans a task is asked of: a whole recording is asked by its segments."""
-    return "window" if task.scope == "window" else "segment"
+        for task in tasks
+    }
+    answers = ask(tasks, hearings, model, about)
+    for task in tasks:
+        for row, answer in zip(about[task.name], answers[task.name], strict=True):
+            yield task, batch[row], answer
 
 
 def _decoded(recording: Recording) -> Item:
@@ -163,18 +158,16 @@ def _decoded(recording: Recording) -> Item:
         return Item(recording, failure=failure)
 
 
-def _places(item: Item, kinds: Collection[str]) -> Iterator[Place]:
-    """The spans of a recording that are heard, each once, whatever it is heard for."""
+def _places(item: Item, tasks: Sequence[Task]) -> Iterator[Place]:
+    """The spans of a recording that are heard, each once: its segments where a task is about them, and the silences
+    between them where one is about windows."""
     if item.audio is None:
         return
-    sounding = speech_segments(item.audio.waveform)
-    if "segment" not in kinds:
-        item.num_segments = len(sounding)  # not listened to: what passed the gate counts as speech
-    segments = set(sounding) if "segment" in kinds else set()
-    windows = set(fixed_windows(item.audio.waveform.size)) if "window" in kinds else set()
-    for span in sorted(segments | windows):
-        held = {"segment": span in segments, "window": span in windows}
-        yield Place(item, span, frozenset(kind for kind, is_held in held.items() if is_held))
+    waveform = item.audio.waveform
+    segments = speech_segments(waveform)
+    has_windows = any(task.scope == "window" for task in tasks)
+    for span in windows(waveform.size, segments) if has_windows else segments:
+        yield Place(item, span, is_segment=span in segments)
 
 
 def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
@@ -184,11 +177,12 @@ def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
         yield by_length[start : start + SPANS_AT_ONCE]
 
 
-def _span(place: Place) -> Span:
-    """Every segment is transcribed, whatever is asked: the recogniser has a say in whether it holds speech."""
+def _span(place: Place, tasks: Sequence[Task]) -> Span:
+    """Segments are transcribed if any task is about them: the recogniser has a say in whether they hold speech."""
+    is_asked = any(task.scope != "window" for task in tasks)
     assert place.item.audio is not None
     waveform = place.item.audio.waveform[place.span.start : place.span.end]
-    return Span(waveform, place.span.start_s, transcribed="segment" in place.kinds)
+    return Span(waveform, place.span.start_s, transcribed=place.is_segment and is_asked)
 
 
 def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
@@ -221,7 +215,7 @@ def _of_recordings(task: Task, answers: Sequence[tuple[Place, Answer]]) -> Itera
     for parts in by_uri.values():
         item = parts[0][0].item
         assert item.audio is not None
-        whole = Place(item, Segment(0, item.audio.waveform.size), frozenset())
+        whole = Place(item, Segment(0, item.audio.waveform.size), is_segment=False)
         yield whole, combined(task, [answer for _, answer in parts], [p.span.num_samples for p, _ in parts])
 
 

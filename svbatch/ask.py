@@ -1,10 +1,9 @@
 """Questions about spans that were heard: what was heard is read by the LLM once, every question goes on from there."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from svbatch.errors import TaskError
 from svbatch.generate import (
@@ -17,7 +16,7 @@ from svbatch.generate import (
     with_transcripts,
 )
 from svbatch.hear import Hearing
-from svbatch.language.prefix import Prefix, prefill
+from svbatch.language.llm import Prefix
 from svbatch.model import Model
 from svbatch.score import closed_answers
 from svbatch.tasks import prompts
@@ -25,27 +24,83 @@ from svbatch.tasks.task import Task
 from svbatch.timing import part
 
 Mode = Literal["audio", "text", "both"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_PREFIX_TOKENS = 800  # 30 s of speech are at most 375 embeddings, a transcript 400 tokens
 
 
-def ask(tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model) -> dict[str, list[Answer | Unanswered]]:
-    """Each task's answers to `hearings`, by the task's name and in their order."""
+def ask(
+    tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model, about: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[Answer | Unanswered]]:
+    """Each task's answers by its name: to the hearings that it is `about` (their places, ascending), else to all."""
+    about = about or {task.name: range(len(hearings)) for task in tasks}
     answers: dict[str, list[Answer | Unanswered]] = {task.name: [] for task in tasks}
-    if not hearings:
-        return answers
-    if model.recogniser is None and any(mode_of(task) != "audio" for task in tasks):
-        hearings = with_transcripts(hearings, read(hearings, "audio", model), model)
-    for mode in ("audio", "text", "both"):
-        asked = [task for task in tasks if mode_of(task) == mode and not _is_transcript(task, model)]
-        if asked:
-            prefix = read(hearings, mode, model)
-            closed = closed_answers([task for task in asked if task.is_closed], hearings, prefix, model)
-            answers |= {name: list(rows) for name, rows in closed.items()}
-            answers |= {t.name: open_answers(t, hearings, prefix, model) for t in asked if not t.is_closed}
+    tasks = [task for task in tasks if about[task.name]]
+    if model.recogniser is None and (told := [task for task in tasks if mode_of(task) != "audio"]):
+        hearings = _written(told, hearings, model, about)
+    asked = {mode: [t for t in tasks if mode_of(t) == mode and not _is_transcript(t, model)] for mode in MODES}
+    if asked["audio"] or asked["both"]:
+        rows = _rows([*asked["audio"], *asked["both"]], about)
+        prefix = read([hearings[row] for row in rows], "audio", model)
+        answers |= _answered(asked["audio"], rows, hearings, prefix, model, about)
+        if asked["both"]:
+            told_rows = _rows(asked["both"], about)
+            prefix = _selected(prefix, rows, told_rows)
+            prefix = _told(prefix, [hearings[row] for row in told_rows], model)
+            answers |= _answered(asked["both"], told_rows, hearings, prefix, model, about)
+    if asked["text"]:
+        rows = _rows(asked["text"], about)
+        prefix = read([hearings[row] for row in rows], "text", model)
+        answers |= _answered(asked["text"], rows, hearings, prefix, model, about)
     for task in tasks:
         if _is_transcript(task, model):
-            answers[task.name] = [transcript_answer(hearing, model) for hearing in hearings]
+            answers[task.name] = [transcript_answer(hearings[row], model) for row in about[task.name]]
     return answers
+
+
+def _answered(
+    tasks: Sequence[Task],
+    rows: Sequence[int],
+    hearings: Sequence[Hearing],
+    prefix: Prefix,
+    model: Model,
+    about: Mapping[str, Sequence[int]],
+) -> dict[str, list[Answer | Unanswered]]:
+    """Answers of tasks that share a prefix, which has read the hearings at `rows`; those about the same hearings are
+    asked together."""
+    answers: dict[str, list[Answer | Unanswered]] = {}
+    groups: dict[tuple[int, ...], list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(tuple(about[task.name]), []).append(task)
+    for own, alike in groups.items():
+        some = _selected(prefix, rows, own)
+        heard = [hearings[row] for row in own]
+        closed = closed_answers([task for task in alike if task.is_closed], heard, some, model)
+        answers |= {name: list(found) for name, found in closed.items()}
+        answers |= {task.name: open_answers(task, heard, some, model) for task in alike if not task.is_closed}
+    return answers
+
+
+def _rows(tasks: Sequence[Task], about: Mapping[str, Sequence[int]]) -> list[int]:
+    """The hearings that any of the tasks is about."""
+    return sorted({row for task in tasks for row in about[task.name]})
+
+
+def _selected(prefix: Prefix, rows: Sequence[int], wanted: Sequence[int]) -> Prefix:
+    """The prefix of the hearings at `wanted`, some of the `rows` that it has read."""
+    if list(rows) == list(wanted):
+        return prefix
+    place = {row: i for i, row in enumerate(rows)}
+    return prefix.select(torch.tensor([place[row] for row in wanted]))
+
+
+def _written(
+    tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model, about: Mapping[str, Sequence[int]]
+) -> list[Hearing]:
+    """The hearings that `tasks` are about with a transcript by the LLM, the others as they are."""
+    rows = _rows(tasks, about)
+    some = [hearings[row] for row in rows]
+    told = dict(zip(rows, with_transcripts(some, read(some, "audio", model), model), strict=True))
+    return [told.get(row, hearing) for row, hearing in enumerate(hearings)]
 
 
 def check(tasks: Sequence[Task], model: Model) -> None:
@@ -80,17 +135,23 @@ def mode_of(task: Task) -> Mode:
 
 def read(hearings: Sequence[Hearing], mode: Mode, model: Model) -> Prefix:
     """The shared prefix: [opening][speech embeddings][transcript], the parts that `mode` has."""
-    opening = model.llm.embed(torch.tensor(prompts.opening_ids(model.tokenizer)))
-    inputs: list[Tensor] = []
-    for hearing in hearings:
-        parts = [opening]
-        if mode != "text":
-            parts.append(hearing.speech.to(opening))
-        if mode != "audio":
-            parts.append(model.llm.embed(torch.tensor(prompts.transcript_ids(model.tokenizer, hearing.text))))
-        inputs.append(torch.cat(parts))
+    opening = model.llm.embed(torch.tensor(prompts.opening_ids(model.tokenizer), dtype=torch.int64))
     with part("prefill"):
-        return prefill(model.llm, inputs)
+        if mode == "text":
+            told = [model.llm.embed(torch.tensor(ids)) for ids in _transcripts(hearings, model)]
+            return model.llm.read([torch.cat([opening, each]) for each in told])
+        prefix = model.llm.read([torch.cat([opening, hearing.speech.to(opening)]) for hearing in hearings])
+    return _told(prefix, hearings, model) if mode == "both" else prefix
+
+
+def _told(prefix: Prefix, hearings: Sequence[Hearing], model: Model) -> Prefix:
+    """What was read of the sound, with the transcripts; the sound alone may not be asked about any more."""
+    with part("prefill"):
+        return model.llm.read_on(prefix, _transcripts(hearings, model))
+
+
+def _transcripts(hearings: Sequence[Hearing], model: Model) -> list[list[int]]:
+    return [prompts.transcript_ids(model.tokenizer, hearing.text) for hearing in hearings]
 
 
 def _is_transcript(task: Task, model: Model) -> bool:

@@ -7,7 +7,7 @@ machine: to its own matrix-product speed, to the time of the sound, to a run wit
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ MATRIX_RUNS = 20
 @dataclass(frozen=True)
 class Part:
     """One part of a run: its share of the time, and its speed as a share of the matrix-product speed (None where its
-    operations are not counted)."""
+    operations are not counted), each operation at its own precision."""
 
     name: str
     share: float
@@ -51,12 +51,14 @@ class Price:
 
 @dataclass(frozen=True)
 class Figures:
-    """`real_time_factor`: seconds of sound per second of a run with all tasks. `prices` are of the job's tasks after
-    the first, in order."""
+    """`matrix_speeds`: operations per second by precision. `real_time_factor`: seconds of sound per second of a run
+    with all tasks; `of_matrix_speed`: its operations at these speeds, as a share of its time. `prices` are of the job's
+    tasks after the first, in order."""
 
     audio_seconds: float
-    matrix_operations_per_second: float
+    matrix_speeds: dict[str, float]
     real_time_factor: float
+    of_matrix_speed: float
     parts: list[Part]
     prices: list[Price]
 
@@ -65,7 +67,9 @@ def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figu
     """Figures of a job whose recordings and tasks are all asked, medians of `repeats` runs of each."""
     check(job.tasks, model)
     recordings = list(iter_recordings(job.corpus, job.corpus_base))
-    speed = matrix_speed(torch.float32 if precision == "float32" else torch.bfloat16)
+    speeds = {"float32": matrix_speed(torch.float32)}
+    if precision == "bfloat16":
+        speeds["bfloat16"] = matrix_speed(torch.bfloat16)
     _answered(recordings[:1], job.tasks, model)  # what is set up on first use is not measured
     runs = [
         _median([_timed(recordings, job.tasks[: k + 1], model) for _ in range(repeats)]) for k in range(len(job.tasks))
@@ -73,11 +77,12 @@ def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figu
     whole, spent, audio_seconds = runs[-1]
     return Figures(
         audio_seconds=audio_seconds,
-        matrix_operations_per_second=speed,
+        matrix_speeds=speeds,
         real_time_factor=audio_seconds / whole,
-        parts=_parts(whole, spent, speed),
+        of_matrix_speed=_floor(spent, speeds) / whole,
+        parts=_parts(whole, spent, speeds),
         prices=[
-            _price(task, before, after, speed)
+            _price(task, before, after, speeds)
             for task, before, after in zip(job.tasks[1:], runs[:-1], runs[1:], strict=True)
         ],
     )
@@ -125,16 +130,20 @@ def _median(runs: Sequence[Run]) -> Run:
     return sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
 
 
-def _parts(whole: float, spent: dict[str, Spent], speed: float) -> list[Part]:
+def _floor(spent: Mapping[str, Spent], speeds: Mapping[str, float]) -> float:
+    """Seconds that all operations would take at the matrix-product speed of their precision."""
+    return sum(n / speeds[precision] for own in spent.values() for precision, n in own.operations.items())
+
+
+def _parts(whole: float, spent: Mapping[str, Spent], speeds: Mapping[str, float]) -> list[Part]:
     named = [
-        Part(name, own.seconds / whole, own.operations / own.seconds / speed if own.operations else None)
+        Part(name, own.seconds / whole, _floor({name: own}, speeds) / own.seconds if own.operations else None)
         for name, own in sorted(spent.items(), key=lambda each: -each[1].seconds)
     ]
     return [*named, Part("the rest", 1 - sum(each.share for each in named), None)]
 
 
-def _price(task: Task, before: Run, after: Run, speed: float) -> Price:
+def _price(task: Task, before: Run, after: Run, speeds: Mapping[str, float]) -> Price:
     added = after[0] - before[0]
-    operations = [sum(own.operations for own in run[1].values()) for run in (before, after)]
-    floor = (operations[1] - operations[0]) / speed
+    floor = _floor(after[1], speeds) - _floor(before[1], speeds)
     return Price(task.name, added / before[0], added / floor if floor > 0 else None)

@@ -9,7 +9,7 @@ from svbatch.contract import contract_of
 from svbatch.hear import Hearing, log_probs_of, timed_words
 from svbatch.language.decoding import Decoded, greedy
 from svbatch.language.guide import Guide, guides
-from svbatch.language.prefix import Prefix
+from svbatch.language.llm import Prefix
 from svbatch.model import Model
 from svbatch.speech.alignment import Word
 from svbatch.speech.prefix_score import PrefixScorer

@@ -12,7 +12,7 @@ from svbatch.model import Model
 from svbatch.speech.alignment import Word, word_times
 from svbatch.speech.encoder import encode, num_frames
 from svbatch.speech.projector import num_embeddings
-from svbatch.speech.readout import spoken_form
+from svbatch.speech.readout import BLANK, spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.speech.spotting import Spotted, spot
 from svbatch.timing import part
@@ -28,13 +28,16 @@ class Hearing:
     """One span heard; `start_s` is where it starts in its recording.
 
     `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E) with blank logits (T,).
-    `read`: token ids of the read-out. `transcript` is None where none was wanted or possible.
+    `normaliser` (T,) and `highest` (T,) are of the read-out's classes: log(sum(exp(logits))), and the highest
+    log-probability. `read`: token ids of the read-out. `transcript` is None where none was wanted or possible.
     """
 
     start_s: float
     speech: Tensor
     embeddings: Tensor
     blank: Tensor
+    normaliser: Tensor
+    highest: Tensor
     read: list[int]
     transcript: Transcript | None
 
@@ -90,9 +93,18 @@ def _read(frames: NDArray[np.float32], spans: Sequence[Span], model: Model) -> l
         embeddings = torch.from_numpy(projected["embeddings"][i, :length])
         blank = torch.from_numpy(projected["blank"][i, :length])
         log_probs = model.readout.log_probs(embeddings[None], blank[None])[0]
-        speech = model.readout.spoken(embeddings, log_probs)
-        read = model.readout.greedy(log_probs)
-        hearings.append(Hearing(span.start_s, speech, embeddings, blank, read, transcript=None))
+        hearings.append(
+            Hearing(
+                start_s=span.start_s,
+                speech=model.readout.spoken(embeddings, log_probs),
+                embeddings=embeddings,
+                blank=blank,
+                normaliser=blank - log_probs[:, BLANK],
+                highest=log_probs.max(dim=1).values,
+                read=model.readout.greedy(log_probs),
+                transcript=None,
+            )
+        )
     return hearings
 
 
@@ -103,16 +115,24 @@ def log_probs_of(hearing: Hearing, model: Model) -> Tensor:
 
 def spotted_words(words: Sequence[str], hearing: Hearing, model: Model) -> list[Spotted | None]:
     """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording."""
-    ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
     with part("alignment"):
-        found = spot([model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
+        found = spot(*_posteriors(words, hearing, model), hearing.highest.numpy())
     return [None if s is None else replace(s, start=s.start + hearing.start_s) for s in found]
 
 
 def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
     """The words of `text` with times in seconds of the recording, by forced alignment to the read-out."""
     words = text.split()
-    ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
     with part("alignment"):
-        timed = word_times(words, [model.readout.classes(i) for i in ids], log_probs_of(hearing, model).numpy())
+        timed = word_times(words, *_posteriors(words, hearing, model))
     return [Word(w.word, w.start + hearing.start_s, w.end + hearing.start_s) for w in timed]
+
+
+def _posteriors(words: Sequence[str], hearing: Hearing, model: Model) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """The read-out's classes of each of `words`, and the log-probabilities of just these, (T, 1 + classes)."""
+    ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
+    classes = [model.readout.classes(i) for i in ids]
+    used = sorted({c for word in classes for c in word})
+    place = {c: 1 + i for i, c in enumerate(used)}
+    log_probs = model.readout.some_log_probs(hearing.embeddings, hearing.blank, hearing.normaliser, used)
+    return [[place[c] for c in word] for word in classes], log_probs.numpy()

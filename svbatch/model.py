@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from svbatch.bundle import Bundle, Calibration
 from svbatch.cache import derived
 from svbatch.errors import BundleError
-from svbatch.language.llm import LanguageModel, expand_gguf, load_language_model
+from svbatch.language.llm import LanguageModel
+from svbatch.language.weights import expand_gguf, load_language_model
 from svbatch.onnx import Device, OnnxSession, cuda_problem
 from svbatch.speech.export import assemble_weights
 from svbatch.speech.readout import Readout

@@ -15,6 +15,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from svbatch.errors import BundleError, DeviceError
+from svbatch.graph_operations import graph_operations
+from svbatch.timing import count, is_watched
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -50,11 +52,15 @@ class OnnxSession:
         if self._session.get_providers()[0] != provider:
             raise DeviceError(_no_cuda(f"onnxruntime offers {', '.join(self._session.get_providers())}"))
         self._device = device
+        self._graph, self._options = graph, options
+        self._operations: dict[tuple[tuple[int, ...], ...], float] = {}
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name, on the host, for `inputs` by name (C-contiguous arrays of the graph's dtypes)."""
+        if is_watched():
+            count(self._operations_for(inputs), "float32")
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
@@ -62,6 +68,12 @@ class OnnxSession:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         return dict(zip(self.output_names, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _operations_for(self, inputs: Mapping[str, NDArray[Any]]) -> float:
+        key = tuple(array.shape for array in inputs.values())
+        if key not in self._operations:
+            self._operations[key] = graph_operations(self._graph, inputs, self._options)
+        return self._operations[key]
 
 
 def cuda_problem() -> str | None:

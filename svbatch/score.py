@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from svbatch.bundle import Calibration
 from svbatch.contract import contract_of
 from svbatch.hear import Hearing, spotted_words, timed_words
-from svbatch.language.prefix import Prefix
+from svbatch.language.llm import Prefix
 from svbatch.language.scoring import score_many
 from svbatch.model import Model
 from svbatch.speech.alignment import Word

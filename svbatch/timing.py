@@ -5,15 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
 class Spent:
-    """What one part took: seconds of the clock, and operations (a multiplication with its addition is two)."""
+    """What one part took: seconds of the clock, and operations by the precision that they were done in (a
+    multiplication with its addition is two)."""
 
     seconds: float = 0.0
-    operations: float = 0.0
+    operations: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 _watched: ContextVar[dict[str, Spent] | None] = ContextVar("watched", default=None)
@@ -48,8 +49,13 @@ def part(name: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def count(operations: float) -> None:
-    """Operations of the part that is going on."""
+def is_watched() -> bool:
+    """Whether operations are counted at all."""
+    return _watched.get() is not None
+
+
+def count(operations: float, precision: str) -> None:
+    """Operations of the part that is going on, in "float32" or "bfloat16"."""
     spent = _watched.get()
     if spent is not None:
-        spent[_current.get()].operations += operations
+        spent[_current.get()].operations[precision] += operations

@@ -9,7 +9,7 @@ from svbatch.ask import ask, mode_of, read
 from svbatch.bundle import Calibration
 from svbatch.generate import WEIGHT_ALONE, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
-from svbatch.language.prefix import Prefix
+from svbatch.language.llm import Prefix
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.tasks import prompts

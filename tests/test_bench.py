@@ -9,7 +9,6 @@ from svbatch.cli import main
 from svbatch.errors import CorpusError
 from svbatch.job import Job, load_job
 from svbatch.language.llm import LanguageModel
-from svbatch.language.prefix import prefill
 from svbatch.timing import count, part, watching
 
 
@@ -45,14 +44,14 @@ def test_the_operations_of_reading_are_those_of_the_layers_weights(tiny_model):
     llm: LanguageModel = tiny_model.llm
     weights = sum(p.numel() for n, p in llm.model.named_parameters() if ".layers." in n and p.dim() == 2)
     with watching() as spent, part("prefill"):
-        prefill(llm, [torch.zeros(10, llm.width)])
+        llm.read([torch.zeros(10, llm.width)])
     attention = 4 * 2 * llm.width * sum(range(1, 11))  # two layers; position p sees p + 1
-    assert spent["prefill"].operations == pytest.approx(2 * weights * 10 + attention)
+    assert spent["prefill"].operations == {"float32": pytest.approx(2 * weights * 10 + attention)}
 
 
 def test_what_is_done_outside_a_watch_is_not_counted():
     with part("idle"):
-        count(5.0)
+        count(5.0, "float32")
     with watching() as spent:
         pass
     assert not spent

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,6 @@ def test_words_have_times_of_the_recording_and_keep_their_spelling(hearings, tin
 )
 def test_read_out_and_recogniser_together_say_whether_anyone_speaks(hearings, text, doubt, read, has_speech):
     transcript = Transcript(text, [], 0.0, "stop", doubt)
-    heard = Hearing(0.0, hearings[0].speech, hearings[0].embeddings, hearings[0].blank, read, transcript)
+    heard = replace(hearings[0], read=read, transcript=transcript)
     assert heard.has_speech == has_speech
     assert heard.text == (text if has_speech else "")

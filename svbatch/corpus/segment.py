@@ -1,9 +1,10 @@
 """Which spans of a recording are heard: integer arithmetic on samples at 16 kHz.
 
-Covered: fixed windows, and stretches of sound by an energy gate. Not covered: telling speech from other
-sound; noise and music pass the gate.
+Covered: stretches of sound by an energy gate, and windows that hold the silences too. Not covered: telling
+speech from other sound; noise and music pass the gate.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from svbatch.corpus.decode import SAMPLE_RATE_HZ
 
 WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # the longest segment
 FRAME_SAMPLES = SAMPLE_RATE_HZ // 50  # the gate opens and shuts every 20 ms
-MAX_GAP_SAMPLES = 2 * SAMPLE_RATE_HZ  # a longer silence parts two segments
+MAX_GAP_SAMPLES = 2 * SAMPLE_RATE_HZ  # a longer silence parts two segments; a shorter one at an edge belongs to one
 PADDING_SAMPLES = SAMPLE_RATE_HZ // 5  # kept before the first and after the last loud frame
 CUT_SEARCH_SAMPLES = 10 * SAMPLE_RATE_HZ  # a long stretch is cut in the last 10 s of the window
 MIN_REST_SAMPLES = SAMPLE_RATE_HZ  # what a cut leaves is not shorter
@@ -46,17 +47,24 @@ class Segment:
         return self.end - self.start
 
 
-def fixed_windows(num_samples: int) -> list[Segment]:
-    """The whole recording in windows of 30 s, the last one shorter; none for a recording without samples."""
-    starts = range(0, num_samples, WINDOW_SAMPLES)
-    return [Segment(start, min(start + WINDOW_SAMPLES, num_samples)) for start in starts]
+def windows(num_samples: int, segments: Sequence[Segment]) -> list[Segment]:
+    """A whole recording of S samples in windows of at most 30 s, in time order: its `segments`, and what lies before,
+    between and after them. None for a recording without samples."""
+    edges = [0, *(edge for segment in segments for edge in (segment.start, segment.end)), num_samples]
+    between = zip(edges[::2], edges[1::2], strict=True)
+    silences = [
+        Segment(start, min(start + WINDOW_SAMPLES, end))
+        for first, end in between
+        for start in range(first, end, WINDOW_SAMPLES)
+    ]
+    return sorted([*segments, *silences])
 
 
 def speech_segments(waveform: NDArray[np.float32]) -> list[Segment]:
     """The spans of a waveform (S,) that are louder than its background, in time order, each of at most 30 s.
 
-    They hold every frame that passes the gate, 0.2 s of padding, and gaps of at most 2 s. A longer stretch is
-    cut at its quietest point. Empty if nothing passes the gate.
+    They hold every frame that passes the gate, 0.2 s of padding, and silences of at most 2 s, those at the recording's
+    edges too. A longer stretch is cut at its quietest point. Empty if nothing passes the gate.
     """
     levels = frame_levels(waveform)
     loud = np.flatnonzero(loud_frames(levels))
@@ -66,6 +74,8 @@ def speech_segments(waveform: NDArray[np.float32]) -> list[Segment]:
     gaps = np.flatnonzero(starts[1:] - ends[:-1] > MAX_GAP_SAMPLES)
     first = np.maximum(starts[np.r_[0, gaps + 1]] - PADDING_SAMPLES, 0)
     last = np.minimum(ends[np.r_[gaps, loud.size - 1]] + PADDING_SAMPLES, waveform.size)
+    first[0] = 0 if first[0] <= MAX_GAP_SAMPLES else first[0]
+    last[-1] = waveform.size if waveform.size - last[-1] <= MAX_GAP_SAMPLES else last[-1]
     stretches = zip(first.tolist(), last.tolist(), strict=True)
     return [segment for start, end in stretches for segment in _windows(start, end, levels)]
 

@@ -1,4 +1,4 @@
-"""Keys and values of every position that the LLM has seen, and the attention over them.
+"""Keys and values of every position that the LLM has seen.
 
 Row b of a batch keeps the key of its position p at slot p, whatever its neighbours' lengths are. So a row is
 dense, and a slot past a row's length holds nothing that is ever seen: what was written there (padding, a
@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 CAPACITY_STEP = 64
 """Slots are allocated in steps of so many positions, so that decoding rarely has to move what it has."""
@@ -63,47 +61,3 @@ def _lengthened(slots: Tensor, capacity: int) -> Tensor:
     longer = slots.new_zeros(*slots.shape[:2], capacity, slots.shape[3])
     longer[:, :, : slots.shape[2]] = slots
     return longer
-
-
-def additive_mask(lengths: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where each of N new tokens, at slots `lengths[b]` and on, may look, -inf elsewhere: (B, 1, N, K).
-
-    Every token sees its row's slots before `lengths[b]`; among the new ones it sees those of `visible`, which
-    is (N, N) bool with a True diagonal (so no softmax is over nothing). K: the slots in use.
-    """
-    num_tokens = visible.shape[0]
-    slots = torch.arange(int(lengths.max()) + num_tokens, device=lengths.device)
-    among_new = slots - lengths[:, None]
-    is_new = (among_new >= 0) & (among_new < num_tokens)
-    seen_new = visible[:, among_new.clamp(0, num_tokens - 1)].transpose(0, 1) & is_new[:, None]
-    seen = seen_new | (among_new < 0)[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=lengths.device)
-    return mask.masked_fill_(~seen, -torch.inf)[:, None]
-
-
-def grouped_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention in which query heads that share a key-value head are stacked as more queries of that head.
-
-    query: (B, heads, N, width). key, value: (B, key-value heads, K, width). attention_mask: additive, (B, 1,
-    heads per key-value head * N, K), or None for plain causal attention. Returns (B, N, heads, width), and
-    None for the weights. Transformers' `sdpa` would copy the keys and values once per query head instead.
-    """
-    if attention_mask is None:
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    else:
-        stacked = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
-        mixed = scaled_dot_product_attention(stacked, key, value, attn_mask=attention_mask, scale=scaling)
-    return mixed.reshape(query.shape).transpose(1, 2).contiguous(), None
-
-
-GROUPED_ATTENTION = "svbatch_grouped"
-AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)

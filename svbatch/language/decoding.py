@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from svbatch.language.cache import KeyValueCache
 from svbatch.language.guide import Guide
-from svbatch.language.llm import LanguageModel
-from svbatch.language.prefix import Prefix
+from svbatch.language.llm import Cache, LanguageModel, Prefix
 
 FinishReason = Literal["stop", "length", "loop"]
 
@@ -90,11 +88,12 @@ def greedy(
         raise ValueError(f"max_tokens is {min(limits)}; an answer needs at least 1")
     guesses: Sequence[Sequence[int]] = [[]] * prefix.batch_size if drafts is None else drafts
     nobody = [None] * prefix.batch_size
+    asked = llm.ask(prefix, instruction_ids)
     answers = [
-        _Answer(end_id, limit, _Draft(list(guess)), list(instruction_ids), guide, voter)
+        _Answer(end_id, limit, _Draft(list(guess)), list(asked.unread), guide, voter)
         for limit, guess, guide, voter in zip(limits, guesses, guides or nobody, voters or nobody, strict=True)
     ]
-    cache, lengths, open_answers = prefix.cache, prefix.lengths, answers
+    cache, lengths, open_answers = asked.cache, asked.lengths, answers
     while open_answers:
         lengths = _advance(llm, cache, lengths, open_answers)
         rows = [row for row, answer in enumerate(open_answers) if answer.finish_reason is None]
@@ -221,7 +220,7 @@ def is_loop(ids: Sequence[int]) -> bool:
     return False
 
 
-def _advance(llm: LanguageModel, cache: KeyValueCache, lengths: Tensor, answers: Sequence[_Answer]) -> Tensor:
+def _advance(llm: LanguageModel, cache: Cache, lengths: Tensor, answers: Sequence[_Answer]) -> Tensor:
     """One pass over what each answer has not read yet and its draft's proposal; returns the rows' new
     lengths."""
     proposals = [answer.proposal() for answer in answers]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svbatch.language.llm import LanguageModel
-from svbatch.language.prefix import Prefix
+from svbatch.language.llm import Asked, LanguageModel, Prefix
 
 Question = tuple[Sequence[int], Sequence[Sequence[int]]]
 """The instruction's token ids, and each label's, which end with the end of the turn."""
@@ -40,16 +39,21 @@ def score_many(llm: LanguageModel, prefix: Prefix, questions: Sequence[Question]
     The prefix can be asked again afterwards: what was added is dropped. Raises ValueError for an empty
     instruction or an empty label, TaskError where the LLM's context is too short.
     """
-    trees = [_Tree.of(instruction_ids, labels) for instruction_ids, labels in questions]
     scores: list[Tensor] = []
-    for pack in _packs(trees):
-        scores += _score_pack(llm, prefix, pack)
+    if llm.shares_questions:
+        trees = [_Tree.of(instruction_ids, labels) for instruction_ids, labels in questions]
+        for pack in _packs(trees):
+            scores += _score_pack(llm, llm.ask(prefix, ()), pack)
+    else:
+        for instruction_ids, labels in questions:
+            asked = llm.ask(prefix, instruction_ids)
+            scores += _score_pack(llm, asked, [_Tree.of(asked.unread, labels)])
     return scores
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """One question: the instruction's tokens in a line, then the inner nodes of the labels' trie."""
+    """One question: the tokens before an answer in a line, then the inner nodes of the labels' trie."""
 
     ids: list[int]
     """Token of each node, parents before children."""
@@ -101,13 +105,13 @@ def _packs(trees: Sequence[_Tree]) -> list[list[_Tree]]:
     return packs
 
 
-def _score_pack(llm: LanguageModel, prefix: Prefix, trees: Sequence[_Tree]) -> list[Tensor]:
+def _score_pack(llm: LanguageModel, asked: Asked, trees: Sequence[_Tree]) -> list[Tensor]:
     ids = torch.tensor([token for tree in trees for token in tree.ids], device=llm.device)
     visible, depths = _see_own_path(trees)
     hidden = llm.extend(
-        prefix.cache,
-        prefix.lengths,
-        llm.embed(ids).expand(prefix.batch_size, -1, -1),
+        asked.cache,
+        asked.lengths,
+        llm.embed(ids).expand(len(asked.lengths), -1, -1),
         depths=depths.to(llm.device),
         visible=visible.to(llm.device),
     )

@@ -16,6 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from svbatch.errors import BundleError
+from svbatch.timing import count
 
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # one token under its newer and its older name
 MULTILINGUAL_VOCABULARY = 51_865  # ids; the English-only Whispers have one less
@@ -78,6 +79,12 @@ class Recogniser:
         torch.nn.Module.to(decoder, dtype)  # transformers' own `to` has no type
         # The fused kernel is no faster for a query of one position; in bfloat16 on a CPU it is ten times slower.
         decoder.set_attn_implementation("eager")
+        self._precision = str(dtype).removeprefix("torch.")
+        width, layers = decoder.config.d_model, decoder.config.decoder_layers
+        weights = sum(p.numel() for p in decoder.layers.parameters() if p.dim() == 2)
+        self._reading_operations = 2.0 * layers * 2 * width**2  # keys and values of each frame
+        self._step_operations = 2.0 * (weights - layers * 2 * width**2 + decoder.embed_tokens.weight.numel())
+        self._seeing_operations = 4.0 * layers * width  # of one token and one frame
         self._max_tokens = decoder.config.max_target_positions // 2  # as openai/whisper: 224 of 448
         never = [
             *non_speech_ids(self._tokenizer),
@@ -95,6 +102,7 @@ class Recogniser:
         No row depends on another: alone or in a batch, its log-probabilities agree to 1e-4 in float32.
         """
         heard = frames.to(self._decoder.embed_tokens.weight)
+        count(self._reading_operations * heard.shape[0] * heard.shape[1], self._precision)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         prompt = torch.tensor(self._prompt, device=heard.device).expand(len(heard), -1)
         at_start, logits = self._logits(prompt, heard, cache).unbind(1)
@@ -125,6 +133,7 @@ class Recogniser:
 
     def _logits(self, ids: Tensor, heard: Tensor, cache: EncoderDecoderCache) -> Tensor:
         """(B, L) ids, which join the cache -> (B, L, ids) float32; `heard` is read while that is empty."""
+        count(ids.numel() * (self._step_operations + self._seeing_operations * heard.shape[1]), self._precision)
         output = self._decoder(input_ids=ids, encoder_hidden_states=heard, cache=cache, use_cache=True)
         return torch.nn.functional.linear(output.last_hidden_state, self._decoder.embed_tokens.weight).float()
 

@@ -25,15 +25,18 @@ class Spotted:
     start: float
 
 
-def spot(words: Sequence[Sequence[int]], log_probs: NDArray[np.float32]) -> list[Spotted | None]:
-    """Each of `words`, as read-out classes, in (T, 1 + V) log-probabilities; None for a word without classes.
+def spot(
+    words: Sequence[Sequence[int]], log_probs: NDArray[np.float32], highest: NDArray[np.float32]
+) -> list[Spotted | None]:
+    """Each of `words`, as classes, in (T, 1 + classes) log-probabilities; None for a word without classes.
 
-    The score of a span is that of the best CTC path that reads as the word, less that of the best path at all.
+    The score of a span is that of the best CTC path that reads as the word, less that of the best path at all, which
+    takes the `highest` (T,) log-probability everywhere.
     """
     written = [word for word in words if word]
     if not written or not len(log_probs):
         return [Spotted(LEAST, 0.0) if word else None for word in words]
-    scores, firsts = _best_ends(written, log_probs - log_probs.max(axis=1, keepdims=True))
+    scores, firsts = _best_ends(written, log_probs - highest[:, None])
     found = iter(
         Spotted(max(LEAST, float(score) / len(word)), float(max(0, first - LATE) * EMBEDDING_S))
         for word, score, first in zip(written, scores, firsts, strict=True)

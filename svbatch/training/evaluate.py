@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from svbatch.ask import Mode, ask, read
-from svbatch.corpus.segment import fixed_windows, speech_segments
+from svbatch.corpus.segment import speech_segments, windows
 from svbatch.generate import WEIGHT_ALONE, WEIGHT_BESIDE, Answer, Unanswered, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
@@ -35,8 +35,8 @@ SPELLINGS = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "ok
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One example with what was made of it: texts by system, the speech_activity answer of its first window, and
-    its hearings that hold speech."""
+    """One example with what was made of it: texts by system, the speech_activity answer of the window that is likeliest
+    to hold speech, and its hearings that hold speech."""
 
     example: Example
     texts: dict[str, str]
@@ -75,7 +75,7 @@ def heard_examples(examples: Sequence[Example], model: Model, modes: Sequence[Mo
         batch = examples[start : start + EXAMPLES_AT_ONCE]
         sounds = [read_waveform(example.path) for example in batch]
         segments = [(i, s) for i, sound in enumerate(sounds) for s in speech_segments(sound)]
-        windows = [(i, s) for i, sound in enumerate(sounds) for s in fixed_windows(sound.size)]
+        parts = [(i, s) for i, sound in enumerate(sounds) for s in windows(sound.size, speech_segments(sound))]
         with torch.inference_mode():
             heard = (
                 hear([Span(sounds[i][s.start : s.end], s.start_s, True) for i, s in segments], model)
@@ -84,17 +84,22 @@ def heard_examples(examples: Sequence[Example], model: Model, modes: Sequence[Mo
             )
             spoken = [(i, h) for (i, _), h in zip(segments, heard, strict=True) if h.has_speech]
             texts = _texts([h for _, h in spoken], [_is_english(batch[i]) for i, _ in spoken], model, modes)
-            in_windows = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in windows], model)
-            labels = _closed(activity, in_windows, model)
+            in_parts = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in parts], model)
+            answers = _closed(activity, in_parts, model)
         for i, example in enumerate(batch):
             own = [j for j, (k, _) in enumerate(spoken) if k == i]
-            first = next(j for j, (k, _) in enumerate(windows) if k == i)
+            judged = [answer for (k, _), answer in zip(parts, answers, strict=True) if k == i]
             yield Evaluated(
                 example,
                 {system: " ".join(said[j] for j in own) for system, said in texts.items()},
-                labels[first],
+                max(judged, key=_speech),
                 [spoken[j][1] for j in own],
             )
+
+
+def _speech(answer: Answer) -> float:
+    """How probable speech is."""
+    return float(sum(each["probability"] for each in answer["probabilities"] if each["label"] == "speech"))
 
 
 def _closed(task: Task, hearings: Sequence[Hearing], model: Model) -> list[Answer]:

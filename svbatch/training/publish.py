@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from svbatch.bundle import Bundle, Calibration, write_bundle
-from svbatch.language.llm import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
+from svbatch.language.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
 from svbatch.training.calibrate import calibrate

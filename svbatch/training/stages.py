@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from svbatch.bundle import Bundle
-from svbatch.language.llm import add_adapter, load_base_model
+from svbatch.language.weights import add_adapter, load_base_model
 from svbatch.model import llm_folder, load_encoder, load_recogniser
 from svbatch.speech.projector import Projector, ProjectorConfig
 from svbatch.speech.readout import Readout, spoken_form

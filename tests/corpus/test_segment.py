@@ -10,10 +10,10 @@ from svbatch.corpus.segment import (
     PADDING_SAMPLES,
     WINDOW_SAMPLES,
     Segment,
-    fixed_windows,
     frame_levels,
     loud_frames,
     speech_segments,
+    windows,
 )
 
 SECOND = 16_000
@@ -63,14 +63,16 @@ def test_every_sample_above_the_gate_is_covered_and_no_segment_is_without_one(
     assert bool(segments) == bool(loud.any())
 
 
-@settings(deadline=None)
-@given(st.integers(0, 10 * WINDOW_SAMPLES))
-def test_fixed_windows_part_the_recording_in_30_s_windows(num_samples: int) -> None:
-    windows = fixed_windows(num_samples)
-    assert [window.start for window in windows] == list(range(0, num_samples, WINDOW_SAMPLES))
-    assert [window.end for window in windows] == [*(window.start for window in windows[1:]), num_samples][
-        : len(windows)
-    ]
+@settings(deadline=None, max_examples=30)
+@given(parts, extra_samples)
+def test_windows_are_the_segments_and_all_that_lies_between(parts: list[Part], num_extra_samples: int) -> None:
+    waveform = noise(*parts, num_extra_samples=num_extra_samples)
+    segments = speech_segments(waveform)
+    found = windows(waveform.size, segments)
+    assert set(segments) <= set(found)
+    assert [window.start for window in found] == [0, *(window.end for window in found[:-1])][: len(found)]
+    assert not found or found[-1].end == waveform.size
+    assert all(0 < window.num_samples <= WINDOW_SAMPLES for window in found)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +84,14 @@ def test_fixed_windows_part_the_recording_in_30_s_windows(num_samples: int) -> N
         (480_001, [Segment(0, 480_000), Segment(480_000, 480_001)]),
     ],
 )
-def test_fixed_windows_at_the_edges(num_samples: int, expected: list[Segment]) -> None:
-    assert fixed_windows(num_samples) == expected
+def test_windows_of_silence_are_30_s_long(num_samples: int, expected: list[Segment]) -> None:
+    assert windows(num_samples, []) == expected
+
+
+def test_a_recording_with_short_silences_at_its_edges_is_one_segment_and_one_window() -> None:
+    waveform = noise((1.5, -60.0), (20, -20.0), (2, -60.0))
+    assert speech_segments(waveform) == windows(waveform.size, speech_segments(waveform))
+    assert speech_segments(waveform) == [Segment(0, waveform.size)]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from svbatch.language.llm import LanguageModel
-from svbatch.language.prefix import Prefix
+from svbatch.language.decoder_only import DecoderOnly, ReadPrefix
 
 END_ID = 31
 """A token that the tiny model says at different places, so that answers end at different lengths."""
@@ -74,8 +73,8 @@ def judge() -> Judge:
 
 
 @pytest.fixture(scope="session")
-def llm() -> LanguageModel:
-    return LanguageModel(tiny_llama())
+def llm() -> DecoderOnly:
+    return DecoderOnly(tiny_llama())
 
 
 @pytest.fixture(scope="session")
@@ -86,10 +85,10 @@ def segments() -> list[Tensor]:
 
 
 @pytest.fixture(scope="session")
-def seen_by() -> Callable[[Prefix], list[Tensor]]:
+def seen_by() -> Callable[[ReadPrefix], list[Tensor]]:
     """Copies of the keys and values of the positions that count, by layer and row."""
 
-    def copies(prefix: Prefix) -> list[Tensor]:
+    def copies(prefix: ReadPrefix) -> list[Tensor]:
         rows = list(enumerate(prefix.lengths.tolist()))
         return [part[row, :, :length].clone() for pair in prefix.cache for part in pair for row, length in rows]
 

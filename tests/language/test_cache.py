@@ -1,29 +1,6 @@
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from svbatch.language.cache import KeyValueCache, additive_mask, grouped_attention
-
-
-def test_a_new_token_sees_its_rows_positions_and_its_own_branch():
-    visible = torch.tensor([[True, False, False], [True, True, False], [True, False, True]])
-    mask = additive_mask(torch.tensor([1, 3]), visible, torch.float32)
-    seen = (mask == 0).int().tolist()
-    assert seen == [
-        [[[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]]],
-        [[[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]],
-    ]
-    assert set(mask.unique().tolist()) == {0.0, -torch.inf}
-
-
-def test_grouped_attention_equals_attention_over_repeated_keys():
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(3, 6, 5, 8, generator=generator)
-    key, value = (torch.randn(3, 2, 9, 8, generator=generator) for _ in range(2))
-    mask = additive_mask(torch.tensor([4, 1, 2]), torch.ones(5, 5, dtype=torch.bool).tril(), torch.float32)
-    found, _ = grouped_attention(torch.nn.Identity(), query, key, value, mask.repeat(1, 1, 3, 1), scaling=0.5)
-    repeated = [part.repeat_interleave(3, dim=1) for part in (key, value)]
-    expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.5)
-    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-6, rtol=0)
+from svbatch.language.cache import KeyValueCache
 
 
 def test_each_row_is_written_behind_its_own_end_and_grows_as_needed():

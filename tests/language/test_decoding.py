@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svbatch.errors import TaskError
+from svbatch.language.decoder_only import DecoderOnly
 from svbatch.language.decoding import CANDIDATES, greedy, is_loop
-from svbatch.language.llm import LanguageModel
-from svbatch.language.prefix import prefill
 from svbatch.language.scoring import score_labels
 
 END = 31
@@ -16,7 +15,7 @@ MAX_TOKENS = 40
 
 @pytest.fixture(scope="module")
 def plain(llm, segments):
-    return greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
+    return greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
 
 
 def same(found, expected):
@@ -47,8 +46,8 @@ def test_an_answer_is_that_of_transformers_generate(judge, segments, plain):
 
 
 def test_a_segment_is_answered_the_same_alone_and_in_any_batch(llm, segments, plain):
-    alone = [greedy(llm, prefill(llm, [rows]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)[0] for rows in segments]
-    backwards = greedy(llm, prefill(llm, segments[::-1]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
+    alone = [greedy(llm, llm.read([rows]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)[0] for rows in segments]
+    backwards = greedy(llm, llm.read(segments[::-1]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
     same(alone, plain)
     same(backwards[::-1], plain)
 
@@ -70,7 +69,7 @@ def test_a_segment_is_answered_the_same_alone_and_in_any_batch(llm, segments, pl
 )
 def test_a_draft_of_any_kind_changes_nothing(llm, segments, plain, draft_of):
     drafts = [draft_of(answer.ids) for answer in plain]
-    found = greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts)
+    found = greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts)
     same(found, plain)
 
 
@@ -81,7 +80,7 @@ def test_a_draft_of_any_kind_changes_nothing(llm, segments, plain, draft_of):
 )
 def test_any_draft_gives_the_plain_answer(llm, segments, plain, drafts, keep):
     mixed = [answer.ids[:keep] + draft for answer, draft in zip(plain, drafts, strict=True)]
-    found = greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=mixed)
+    found = greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=mixed)
     same(found, plain)
 
 
@@ -89,7 +88,7 @@ def test_a_right_draft_is_checked_in_one_pass_and_a_substitution_costs_one_more(
     passes = []
     extend = type(llm).extend
     monkeypatch.setattr(type(llm), "extend", lambda *given, **named: passes.append(1) or extend(*given, **named))
-    prefix = prefill(llm, segments[:1])
+    prefix = llm.read(segments[:1])
     for draft in (plain[0].ids, [*plain[0].ids[:4], 299]):
         greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=[draft])
         passes.append(0)
@@ -98,14 +97,14 @@ def test_a_right_draft_is_checked_in_one_pass_and_a_substitution_costs_one_more(
 
 def test_each_segment_may_have_its_own_limit(llm, segments, plain):
     limits = [1, 2, 3, 4, 5, 6, 40]
-    found = greedy(llm, prefill(llm, segments), INSTRUCTION, end_id=END, max_tokens=limits)
+    found = greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=limits)
     assert [answer.ids for answer in found] == [answer.ids[:limit] for answer, limit in zip(plain, limits, strict=True)]
     assert [answer.finish_reason for answer in found] == ["length"] * 5 + ["length", "stop"]
 
 
 def test_decoding_leaves_the_prefix_as_it_was_for_the_next_question(llm, segments, plain, seen_by):
     labels = [[20, END], [20, 21, END]]
-    prefix = prefill(llm, segments)
+    prefix = llm.read(segments)
     before = seen_by(prefix)
     scores = score_labels(llm, prefix, [15], labels)
     same(greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS), plain)
@@ -115,8 +114,8 @@ def test_decoding_leaves_the_prefix_as_it_was_for_the_next_question(llm, segment
 
 @pytest.mark.parametrize("draft", [[], [14] * 50])
 def test_a_loop_is_stopped_and_said_with_a_draft_and_without(build_llama, segments, draft):
-    stuck = LanguageModel(build_llama(initializer_range=0.05))
-    answer = greedy(stuck, prefill(stuck, segments[1:2]), INSTRUCTION, end_id=END, max_tokens=60, drafts=[draft])[0]
+    stuck = DecoderOnly(build_llama(initializer_range=0.05))
+    answer = greedy(stuck, stuck.read(segments[1:2]), INSTRUCTION, end_id=END, max_tokens=60, drafts=[draft])[0]
     assert answer.finish_reason == "loop"
     assert answer.ids == [14] * 24
 
@@ -151,11 +150,11 @@ def test_a_loop_is_an_n_gram_said_four_times_in_a_row_over_24_tokens_or_more(ids
 )
 def test_an_empty_instruction_or_limit_is_refused(llm, segments, instruction, max_tokens, message):
     with pytest.raises(ValueError, match=message):
-        greedy(llm, prefill(llm, segments), instruction, end_id=END, max_tokens=max_tokens)
+        greedy(llm, llm.read(segments), instruction, end_id=END, max_tokens=max_tokens)
 
 
 def test_an_answer_past_the_context_is_refused_with_both_numbers(llm):
-    prefix = prefill(llm, [torch.zeros(1020, 64)])
+    prefix = llm.read([torch.zeros(1020, 64)])
     with pytest.raises(TaskError, match="1025 positions and the LLM holds 1024"):
         greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=9)
 
@@ -176,7 +175,7 @@ class Voter:
 
 def voted(llm, segments, strength, drafts=None):
     voters = [Voter(row, strength) for row in range(len(segments))]
-    prefix = prefill(llm, segments)
+    prefix = llm.read(segments)
     return greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts, voters=voters)
 
 

@@ -14,17 +14,16 @@ from transformers import (
 )
 
 from svbatch.errors import BundleError
-from svbatch.language.llm import (
+from svbatch.language.decoder_only import DecoderOnly
+from svbatch.language.scoring import score_labels
+from svbatch.language.weights import (
     ADAPTER_WEIGHTS,
-    LanguageModel,
     add_adapter,
     expand_gguf,
     load_base_model,
     load_language_model,
     write_adapter,
 )
-from svbatch.language.prefix import prefill
-from svbatch.language.scoring import score_labels
 
 INSTRUCTION = [11, 12]
 LABELS = [[20, 2], [21, 22, 2]]
@@ -51,8 +50,8 @@ def trained(folder):
 
 def test_a_loaded_model_scores_as_the_one_that_was_saved(llm, folder, segments):
     loaded = load_language_model(folder, torch.float32)
-    expected = score_labels(llm, prefill(llm, segments), INSTRUCTION, LABELS)
-    assert torch.equal(score_labels(loaded, prefill(loaded, segments), INSTRUCTION, LABELS), expected)
+    expected = score_labels(llm, llm.read(segments), INSTRUCTION, LABELS)
+    assert torch.equal(score_labels(loaded, loaded.read(segments), INSTRUCTION, LABELS), expected)
     assert (loaded.width, loaded.vocab_size, loaded.max_positions) == (64, 300, 1024)
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
 
@@ -67,7 +66,7 @@ def test_a_model_is_loaded_in_the_precision_asked_for(folder):
 def test_a_merged_adapter_gives_the_logits_of_the_trained_model(folder, trained, segments, tmp_path):
     write_adapter(trained, tmp_path)
     llm = load_language_model(folder, torch.float32, adapter_dir=tmp_path)
-    scores = score_labels(llm, prefill(llm, segments[:1]), INSTRUCTION, [[token] for token in range(300)])
+    scores = score_labels(llm, llm.read(segments[:1]), INSTRUCTION, [[token] for token in range(300)])
     with torch.inference_mode():
         instruction = trained.get_input_embeddings()(torch.tensor(INSTRUCTION))
         logits = trained(inputs_embeds=torch.cat([segments[0], instruction])[None]).logits[0, -1]
@@ -111,8 +110,8 @@ def test_other_decoders_with_full_attention_score_as_a_plain_forward_pass(config
     instruction = model.get_input_embeddings()(torch.tensor([11, 12, 21]))
     with torch.inference_mode():
         plain = model(inputs_embeds=torch.cat([segments[0], instruction])[None]).logits[0, -2:].log_softmax(-1)
-    llm = LanguageModel(model)
-    score = score_labels(llm, prefill(llm, segments), INSTRUCTION, [[21, 22]])[0, 0]
+    llm = DecoderOnly(model)
+    score = score_labels(llm, llm.read(segments), INSTRUCTION, [[21, 22]])[0, 0]
     torch.testing.assert_close(score, plain[0, 21] + plain[1, 22], atol=1e-4, rtol=0)
 
 
@@ -121,7 +120,7 @@ def test_an_llm_with_sliding_windows_is_refused_with_the_types_that_work():
         vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     with pytest.raises(BundleError, match=r"mistral model.*llama, qwen2, qwen3"):
-        LanguageModel(MistralForCausalLM(config))
+        DecoderOnly(MistralForCausalLM(config))
 
 
 def test_a_gguf_that_is_expanded_already_is_left_alone(tmp_path):

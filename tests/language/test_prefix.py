@@ -2,11 +2,10 @@ import pytest
 import torch
 
 from svbatch.errors import TaskError
-from svbatch.language.prefix import prefill
 
 
 def test_a_prefix_holds_the_keys_and_values_of_a_plain_forward_pass(llm, judge, segments):
-    prefix = prefill(llm, segments)
+    prefix = llm.read(segments)
     assert prefix.batch_size == 7
     assert prefix.lengths.tolist() == [len(rows) for rows in segments]
     for row, embeddings in enumerate(segments):
@@ -18,10 +17,10 @@ def test_a_prefix_holds_the_keys_and_values_of_a_plain_forward_pass(llm, judge, 
 
 
 def test_inputs_of_another_precision_are_taken(llm, segments):
-    prefix = prefill(llm, [rows.half() for rows in segments])
+    prefix = llm.read([rows.half() for rows in segments])
     assert {part.dtype for pair in prefix.cache for part in pair} == {torch.float32}
 
 
 def test_a_prefix_past_the_context_is_refused_with_both_numbers(llm):
     with pytest.raises(TaskError, match="1025 positions and the LLM holds 1024"):
-        prefill(llm, [torch.zeros(1025, 64)])
+        llm.read([torch.zeros(1025, 64)])

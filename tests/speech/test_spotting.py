@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svbatch.speech import spotting
 from svbatch.speech.alignment import best_path
-from svbatch.speech.spotting import LEAST, Spotted, spot
+from svbatch.speech.spotting import LEAST, Spotted
 
 
 def posteriors(path: list[int], num_classes: int = 4, likely: float = 0.94) -> np.ndarray:
@@ -14,6 +15,10 @@ def posteriors(path: list[int], num_classes: int = 4, likely: float = 0.94) -> n
     probs = np.full((len(path), num_classes), (1 - likely) / (num_classes - 1))
     probs[np.arange(len(path)), path] = likely
     return np.log(probs).astype(np.float32)
+
+
+def spot(words: list[list[int]], log_probs: np.ndarray) -> list[Spotted | None]:
+    return spotting.spot(words, log_probs, log_probs.max(axis=1))
 
 
 def path_score(labels: list[int], log_probs: np.ndarray) -> float:

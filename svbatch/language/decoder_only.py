@@ -1,0 +1,104 @@
+"""Decoder-only LLMs: prefix, instruction and answer are one sequence, so every question goes on from one cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+
+from svbatch.errors import BundleError
+from svbatch.language.attention import GROUPED_ATTENTION, additive_mask
+from svbatch.language.cache import KeyValueCache
+from svbatch.language.llm import Asked, LanguageModel
+from svbatch.timing import count
+
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
+"""Decoders with full attention and a plain linear output layer, as the cache and the scores assume."""
+
+
+@dataclass(frozen=True)
+class ReadPrefix:
+    """Keys and values of B segments' prefixes. `lengths`: (B,) int64, the positions of each row that count."""
+
+    cache: KeyValueCache
+    lengths: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    def select(self, rows: Tensor) -> "ReadPrefix":
+        return ReadPrefix(self.cache.select(rows), self.lengths[rows])
+
+
+class DecoderOnly(LanguageModel):
+    """A decoder-only LLM over a `KeyValueCache`."""
+
+    shares_questions = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises BundleError if the model's architecture is not one of MODEL_TYPES."""
+        config = model.config
+        layer_types = set(getattr(config, "layer_types", None) or ())
+        if config.model_type not in MODEL_TYPES or layer_types - {"full_attention"}:
+            raise BundleError(
+                f"the LLM is a {config.model_type} model, or has sliding windows; "
+                f"name one of these with full attention: {', '.join(MODEL_TYPES)}"
+            )
+        super().__init__(model, width=config.hidden_size, max_positions=config.max_position_embeddings)
+        self.model.set_attn_implementation(GROUPED_ATTENTION)
+        self._decoder = self.model.get_decoder()
+        layers = self._decoder.layers
+        self._layer_operations = 2.0 * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
+        heads_width = config.num_attention_heads * layers[0].self_attn.head_dim
+        self._attention_operations = 4.0 * config.num_hidden_layers * heads_width
+
+    @torch.inference_mode()
+    def read(self, inputs: Sequence[Tensor]) -> ReadPrefix:
+        """Inputs are padded on the right to the longest: no position sees a later one, so padding changes nothing."""
+        padded = pad_sequence([rows.to(self.device, self.dtype) for rows in inputs], batch_first=True)
+        rows, length = padded.shape[:2]
+        self._check_context(length)
+        operations = self._layer_operations + self._attention_operations * (length + 1) / 2
+        count(rows * length * operations, self.precision)
+        cache: Any = DynamicCache()
+        self._decoder(inputs_embeds=padded, cache=cache, use_cache=True)
+        kept = KeyValueCache((layer.keys, layer.values) for layer in cache.layers)
+        return ReadPrefix(kept, torch.tensor([len(row) for row in inputs], device=self.device))
+
+    @torch.inference_mode()
+    def read_on(self, prefix: ReadPrefix, ids: Sequence[Sequence[int]]) -> ReadPrefix:
+        padded = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.device)
+        num_tokens = padded.shape[1]
+        self.extend(
+            prefix.cache,
+            prefix.lengths,
+            self.embed(padded),
+            depths=torch.arange(num_tokens, device=self.device),
+            visible=torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=self.device).tril(),
+        )
+        return ReadPrefix(prefix.cache, prefix.lengths + torch.tensor([len(row) for row in ids], device=self.device))
+
+    def ask(self, prefix: ReadPrefix, instruction_ids: Sequence[int]) -> Asked:
+        return Asked(prefix.cache, prefix.lengths, list(instruction_ids))
+
+    def extend(
+        self, cache: KeyValueCache, lengths: Tensor, embeddings: Tensor, *, depths: Tensor, visible: Tensor
+    ) -> Tensor:
+        num_tokens = embeddings.shape[1]
+        self._check_context(int(lengths.max()) + int(depths.max()) + 1)
+        seen = float(lengths.sum()) + len(lengths) * float(visible.sum()) / num_tokens
+        operations = len(lengths) * self._layer_operations + self._attention_operations * seen
+        count(num_tokens * operations, self.precision)
+        cache.aim(lengths, num_tokens)
+        hidden: Tensor = self._decoder(
+            inputs_embeds=embeddings,
+            position_ids=lengths[:, None] + depths,
+            attention_mask=additive_mask(lengths, visible, self.dtype),
+            cache=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden

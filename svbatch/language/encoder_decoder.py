@@ -1,0 +1,149 @@
+"""Encoder-decoder LLMs of the T5 family: what was heard and the instruction are encoded together, answers are decoded.
+
+Every position of the encoder sees every other one, so what is shared by the questions about a segment is its sound and
+its transcript as embeddings, and no more: each instruction is encoded with all of them anew. What follows is shared:
+labels are scored in one pass over a tree, drafts are checked, as with decoder-only LLMs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from svbatch.errors import BundleError
+from svbatch.language.attention import additive_mask, attention
+from svbatch.language.cache import KeyValueCache
+from svbatch.language.llm import Asked, LanguageModel
+from svbatch.timing import count
+
+MODEL_TYPES = ("t5", "mt5")
+MAX_POSITIONS = 2048
+"""Positions are relative and have no end of their own; attention over more would not fit into memory."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the encoder will read of B segments before each instruction, (L_i, E) each."""
+
+    rows: list[Tensor]
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.rows)
+
+    def select(self, rows: Tensor) -> "Inputs":
+        return Inputs([self.rows[row] for row in rows.tolist()])
+
+
+@dataclass(frozen=True)
+class DecoderCache:
+    """What the decoder has seen of itself, and keys and values of what was encoded, per layer, with the additive mask
+    (B, 1, 1, L) over its padding."""
+
+    said: KeyValueCache
+    encoded: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+
+    def select(self, rows: Tensor) -> "DecoderCache":
+        encoded = [(keys[rows], values[rows]) for keys, values in self.encoded]
+        return DecoderCache(self.said.select(rows), encoded, self.mask[rows])
+
+
+class EncoderDecoder(LanguageModel):
+    """An LLM of the T5 family."""
+
+    shares_questions = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises BundleError if the model's architecture is not one of MODEL_TYPES."""
+        config = model.config
+        if config.model_type not in MODEL_TYPES:
+            raise BundleError(f"the LLM is a {config.model_type} model; name one of these: {', '.join(MODEL_TYPES)}")
+        super().__init__(model, width=config.d_model, max_positions=MAX_POSITIONS)
+        self._start_id: int = config.decoder_start_token_id
+        self._heads, self._head_width = config.num_heads, config.d_kv
+        self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self._encoder, self._decoder = self.model.encoder, self.model.decoder
+        self._encoder_operations, self._decoder_operations = (
+            2.0 * sum(p.numel() for p in stack.block.parameters() if p.dim() == 2)
+            for stack in (self._encoder, self._decoder)
+        )
+
+    @torch.inference_mode()
+    def read(self, inputs: Sequence[Tensor]) -> Inputs:
+        return Inputs([rows.to(self.device, self.dtype) for rows in inputs])
+
+    @torch.inference_mode()
+    def read_on(self, prefix: Inputs, ids: Sequence[Sequence[int]]) -> Inputs:
+        return Inputs([torch.cat([row, self._embedded(more)]) for row, more in zip(prefix.rows, ids, strict=True)])
+
+    @torch.inference_mode()
+    def ask(self, prefix: Inputs, instruction_ids: Sequence[int]) -> Asked:
+        instruction = self._embedded(instruction_ids)
+        rows = [torch.cat([row, instruction]) for row in prefix.rows]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        self._check_context(int(lengths.max()))
+        padded = pad_sequence(rows, batch_first=True)
+        real = torch.arange(padded.shape[1], device=self.device) < lengths[:, None]
+        count(padded.shape[0] * padded.shape[1] * self._encoder_operations, self.precision)
+        encoded = self._encoder(inputs_embeds=padded, attention_mask=real).last_hidden_state
+        mask = torch.zeros(real.shape, dtype=self.dtype, device=self.device).masked_fill_(~real, -torch.inf)
+        nothing = encoded.new_zeros(len(rows), self._heads, 0, self._head_width)
+        layers = [block.layer[1].EncDecAttention for block in self._decoder.block]
+        cache = DecoderCache(
+            KeyValueCache([(nothing, nothing) for _ in layers]),
+            [(self._heads_of(layer.k(encoded)), self._heads_of(layer.v(encoded))) for layer in layers],
+            mask[:, None, None],
+        )
+        return Asked(cache, torch.zeros_like(lengths), [self._start_id])
+
+    def extend(
+        self, cache: DecoderCache, lengths: Tensor, embeddings: Tensor, *, depths: Tensor, visible: Tensor
+    ) -> Tensor:
+        num_tokens = embeddings.shape[1]
+        self._check_context(int(lengths.max()) + int(depths.max()) + 1)
+        count(len(lengths) * num_tokens * self._decoder_operations, self.precision)
+        cache.said.aim(lengths, num_tokens)
+        mask = additive_mask(lengths, visible, self.dtype) + self._bias(lengths, depths)
+        encoded_mask = cache.mask.expand(-1, -1, num_tokens, -1)
+        hidden = embeddings
+        for index, (block, encoded) in enumerate(zip(self._decoder.block, cache.encoded, strict=True)):
+            itself, other = block.layer[0], block.layer[1]
+            normed = itself.layer_norm(hidden)
+            own = itself.SelfAttention
+            seen = cache.said.update(self._heads_of(own.k(normed)), self._heads_of(own.v(normed)), index)
+            hidden = hidden + own.o(self._attended(own.q(normed), seen, mask))
+            cross = other.EncDecAttention
+            query = cross.q(other.layer_norm(hidden))
+            hidden = hidden + cross.o(self._attended(query, encoded, encoded_mask))
+            hidden = block.layer[2](hidden)
+        final: Tensor = self._decoder.final_layer_norm(hidden) * self._scale
+        return final
+
+    def _attended(self, query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        return attention(self._heads_of(query), *seen, mask, scaling=1.0).flatten(2)
+
+    def _heads_of(self, states: Tensor) -> Tensor:
+        """(B, N, heads · width) -> (B, heads, N, width)."""
+        return states.view(*states.shape[:2], self._heads, self._head_width).transpose(1, 2)
+
+    def _bias(self, lengths: Tensor, depths: Tensor) -> Tensor:
+        """What each new token's attention gains from its distance to each slot, (B, heads, N, K)."""
+        attention_layer = self._decoder.block[0].layer[0].SelfAttention
+        slots = torch.arange(int(lengths.max()) + len(depths), device=self.device)
+        new = (slots - lengths[:, None]).clamp(0, len(depths) - 1)
+        at = torch.where(slots < lengths[:, None], slots, lengths[:, None] + depths[new])
+        buckets = attention_layer._relative_position_bucket(
+            at[:, None, :] - (lengths[:, None] + depths)[:, :, None],
+            bidirectional=False,
+            num_buckets=attention_layer.relative_attention_num_buckets,
+            max_distance=attention_layer.relative_attention_max_distance,
+        )
+        bias: Tensor = attention_layer.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+        return bias
+
+    def _embedded(self, ids: Sequence[int]) -> Tensor:
+        return self.embed(torch.tensor(ids, dtype=torch.int64))

@@ -1,0 +1,33 @@
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from svbatch.language.attention import additive_mask, grouped_attention
+
+
+def test_a_new_token_sees_its_rows_positions_and_its_own_branch():
+    visible = torch.tensor([[True, False, False], [True, True, False], [True, False, True]])
+    mask = additive_mask(torch.tensor([1, 3]), visible, torch.float32)
+    seen = (mask == 0).int().tolist()
+    assert seen == [
+        [[[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]]],
+        [[[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]],
+    ]
+    assert set(mask.unique().tolist()) == {0.0, -torch.inf}
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("block_scores", [100, 3_000_000])
+@pytest.mark.parametrize("num_tokens", [1, 5, 64, 65, 150])
+def test_grouped_attention_equals_attention_over_repeated_keys(monkeypatch, num_tokens, block_scores, is_causal):
+    monkeypatch.setattr("svbatch.language.attention.BLOCK_SCORES", block_scores)
+    generator = torch.Generator().manual_seed(0)
+    slots = num_tokens if is_causal else num_tokens + 4
+    query = torch.randn(3, 6, num_tokens, 8, generator=generator)
+    key, value = (torch.randn(3, 2, slots, 8, generator=generator) for _ in range(2))
+    visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+    mask = None if is_causal else additive_mask(torch.tensor([4, 1, 2]), visible, torch.float32)
+    found, _ = grouped_attention(torch.nn.Identity(), query, key, value, mask, scaling=0.5)
+    repeated = [part.repeat_interleave(3, dim=1) for part in (key, value)]
+    expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, is_causal=is_causal, scale=0.5)
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=2e-6, rtol=1e-6)
