@@ -24,13 +24,15 @@ from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
 from svbatch.hear import Hearing, Span, hear
+from svbatch.memory import fitting, prefix_lengths, questions_of
 from svbatch.model import Model
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
 from svbatch.timing import part
 
-SPANS_AT_ONCE = 8
+SPANS_AT_ONCE = 32
+MAX_MEMORY_BYTES = 2 * 2**30
 log = logging.getLogger(__name__)
 
 
@@ -73,8 +75,10 @@ def annotate(
     versions: Mapping[str, str],
     model: Model,
     run_id: str,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
 ) -> Annotated:
-    """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name."""
+    """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
+    takes at most `max_memory_bytes` beside the model, by estimate, or is one segment."""
     items = [_decoded(recording) for recording in recordings]
     places = [place for item in items for place in _places(item, tasks)]
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
@@ -82,7 +86,7 @@ def annotate(
     num_broken = len(failures)
     with torch.inference_mode():
         for batch in _batches(places):
-            for task, place, answer in _within_memory(tasks, batch, model):
+            for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes):
                 if isinstance(answer, Unanswered):
                     failures.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
                 else:
@@ -97,12 +101,17 @@ def annotate(
 
 
 def _within_memory(
-    tasks: Sequence[Task], batch: Sequence[Place], model: Model
+    tasks: Sequence[Task], batch: Sequence[Place], model: Model, max_memory_bytes: int
 ) -> list[tuple[Task, Place, Answer | Unanswered]]:
-    """Hears a batch and asks it everything; a batch that does not fit into memory is halved."""
+    """Hears a batch and asks it everything; a batch that does not fit into memory after all is halved."""
     try:
         hearings = hear([_span(place, tasks) for place in batch], model)
-        answers = list(_asked(tasks, batch, hearings, model))
+        lengths = prefix_lengths(hearings, model)
+        answers = [
+            answer
+            for rows in fitting(questions_of(tasks, model), lengths, model, max_memory_bytes)
+            for answer in _asked(tasks, batch[rows], hearings[rows], model)
+        ]
     except Exception as error:  # torch and onnxruntime share no class for it
         if not is_out_of_memory(error):
             raise
@@ -119,8 +128,8 @@ def _within_memory(
     log.warning("%d segments at once do not fit into memory; going on with half of them", len(batch))
     half = len(batch) // 2
     return [
-        *_within_memory(tasks, batch[:half], model),
-        *_within_memory(tasks, batch[half:], model),
+        *_within_memory(tasks, batch[:half], model, max_memory_bytes),
+        *_within_memory(tasks, batch[half:], model, max_memory_bytes),
     ]
 
 

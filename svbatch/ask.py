@@ -17,6 +17,7 @@ from svbatch.generate import (
 )
 from svbatch.hear import Hearing
 from svbatch.language.llm import Prefix
+from svbatch.memory import questions_of, room_for
 from svbatch.model import Model
 from svbatch.score import closed_answers
 from svbatch.tasks import prompts
@@ -40,7 +41,7 @@ def ask(
     asked = {mode: [t for t in tasks if mode_of(t) == mode and not _is_transcript(t, model)] for mode in MODES}
     if asked["audio"] or asked["both"]:
         rows = _rows([*asked["audio"], *asked["both"]], about)
-        prefix = read([hearings[row] for row in rows], "audio", model)
+        prefix = read([hearings[row] for row in rows], "audio", model, room=_room(asked, hearings, model))
         answers |= _answered(asked["audio"], rows, hearings, prefix, model, about)
         if asked["both"]:
             told_rows = _rows(asked["both"], about)
@@ -133,14 +134,23 @@ def mode_of(task: Task) -> Mode:
     return "text" if heard == {"transcript"} else "both"
 
 
-def read(hearings: Sequence[Hearing], mode: Mode, model: Model) -> Prefix:
-    """The shared prefix: [opening][speech embeddings][transcript], the parts that `mode` has."""
+def _room(asked: Mapping[Mode, Sequence[Task]], hearings: Sequence[Hearing], model: Model) -> int:
+    """Positions that come after the sound at most."""
+    tasks = [*asked["audio"], *asked["both"]]
+    text = max(map(len, _transcripts(hearings, model))) if asked["both"] else 0
+    return text + room_for(questions_of(tasks, model), len(hearings))
+
+
+def read(hearings: Sequence[Hearing], mode: Mode, model: Model, *, room: int = 0) -> Prefix:
+    """The shared prefix: [opening][speech embeddings][transcript], the parts that `mode` has. `room`: for positions
+    that will follow."""
     opening = model.llm.embed(torch.tensor(prompts.opening_ids(model.tokenizer), dtype=torch.int64))
     with part("prefill"):
         if mode == "text":
             told = [model.llm.embed(torch.tensor(ids)) for ids in _transcripts(hearings, model)]
             return model.llm.read([torch.cat([opening, each]) for each in told])
-        prefix = model.llm.read([torch.cat([opening, hearing.speech.to(opening)]) for hearing in hearings])
+        sounds = [torch.cat([opening, hearing.speech.to(opening)]) for hearing in hearings]
+        prefix = model.llm.read(sounds, room=room)
     return _told(prefix, hearings, model) if mode == "both" else prefix
 
 

@@ -23,7 +23,7 @@ from svbatch.plan import RECORDINGS_PER_BATCH
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.store import Store
 from svbatch.tasks.task import Task
-from svbatch.timing import Spent, part, watching
+from svbatch.timing import COUNTING, Spent, part, watching
 
 MATRIX = 2048
 MATRIX_RUNS = 20
@@ -108,7 +108,7 @@ def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model)
         start = time.perf_counter()
         audio_seconds = _answered(recordings, tasks, model)
         seconds = time.perf_counter() - start
-    return seconds, dict(spent), audio_seconds
+    return seconds - spent.pop(COUNTING, Spent()).seconds, dict(spent), audio_seconds
 
 
 def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> float:

@@ -27,6 +27,7 @@ class JobFile(BaseModel):
     bundle: Text = "mini"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_memory: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5} (MiB|GiB)$")] = "2 GiB"
 
 
 class Job(BaseModel):
@@ -45,6 +46,7 @@ class Job(BaseModel):
     bundle: str
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["auto", "cpu", "cuda"]
+    max_memory_bytes: int
 
 
 def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | None = None) -> Job:
@@ -71,7 +73,13 @@ def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | None = No
         bundle=os.path.abspath(folder / keys.bundle) if "/" in keys.bundle else keys.bundle,
         precision=keys.precision,
         device=keys.device,
+        max_memory_bytes=_bytes(keys.max_memory),
     )
+
+
+def _bytes(size: str) -> int:
+    number, unit = size.split()
+    return int(number) * {"MiB": 2**20, "GiB": 2**30}[unit]
 
 
 def _with_overrides(file: YamlFile, corpus: Sequence[str], output: Path | None) -> YamlFile:

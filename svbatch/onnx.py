@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from svbatch.errors import BundleError, DeviceError
 from svbatch.graph_operations import graph_operations
-from svbatch.timing import count, is_watched
+from svbatch.timing import count, counting, is_watched
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -60,7 +60,9 @@ class OnnxSession:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name, on the host, for `inputs` by name (C-contiguous arrays of the graph's dtypes)."""
         if is_watched():
-            count(self._operations_for(inputs), "float32")
+            with counting():
+                operations = self._operations_for(inputs)
+            count(operations, "float32")
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))

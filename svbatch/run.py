@@ -79,7 +79,7 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
             model, device, precision = _load(bundle, job)
             progress = Progress(plan.num_recordings, quiet=quiet)
             for batch in plan.batches:
-                audio_seconds += _answer(batch, versions, model, run_id, store, counts)
+                audio_seconds += _answer(batch, versions, model, run_id, store, counts, job.max_memory_bytes)
                 progress.advance(len(batch.recordings), audio_seconds, counts)
             progress.close()
         outcome = Outcome(
@@ -112,13 +112,19 @@ def _load(bundle: Bundle, job: Job) -> "tuple[Model, str, str]":
 
 
 def _answer(
-    batch: Batch, versions: Mapping[str, str], model: "Model", run_id: str, store: Store, counts: Counter[str]
+    batch: Batch,
+    versions: Mapping[str, str],
+    model: "Model",
+    run_id: str,
+    store: Store,
+    counts: Counter[str],
+    max_memory_bytes: int,
 ) -> float:
     """Annotates and commits one batch; returns the seconds of audio heard."""
     from svbatch.annotate import annotate
 
     asked = {task.name: versions[task.name] for task in batch.tasks}
-    annotated = annotate(batch.recordings, batch.tasks, asked, model, run_id)
+    annotated = annotate(batch.recordings, batch.tasks, asked, model, run_id, max_memory_bytes)
     store.commit(annotated.answers, annotated.failures, _with_kept(annotated.recordings, batch.kept))
     counts.update(annotated.recordings["status"].to_pylist())
     counts["unanswered"] += annotated.num_unanswered

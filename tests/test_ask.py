@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 from svbatch.ask import ask, mode_of, read
 from svbatch.bundle import Calibration
 from svbatch.generate import WEIGHT_ALONE, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
+from svbatch.language.encoder_decoder import EncoderDecoder
 from svbatch.language.llm import Prefix
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
@@ -139,3 +141,33 @@ def test_a_keyword_without_a_letter_is_answered_uncalibrated_and_has_no_place(he
     for row in ask(asked, heard, replace(tiny_model, calibration=fitted))["keyword_search"]:
         assert row["keywords"][0]["start"] is None
         assert not row["calibrated"]
+
+
+def test_an_encoder_decoder_llm_answers_every_kind_of_task(hearings, tiny_model):
+    """The same interface: [sound][transcript][instruction] is encoded for each task."""
+    torch.manual_seed(1)
+    config = T5Config(
+        vocab_size=tiny_model.llm.vocab_size,
+        d_model=tiny_model.llm.width,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        initializer_factor=0.5,
+        decoder_start_token_id=0,
+    )
+    model = replace(tiny_model, llm=EncoderDecoder(T5ForConditionalGeneration(config)))
+    keywords = task({"keywords": {}}).model_copy(update={"max_tokens": 40})
+    translation = task("translation").model_copy(update={"max_tokens": 8})
+    asr = task({"asr": {"via": "llm"}}).model_copy(update={"max_tokens": 8})
+    tasks = [task("speech_activity"), task("emotion"), task({"keyword_search": {"keywords": ["rain"]}}), asr]
+    tasks += [keywords, translation]
+    together = ask(tasks, hearings, model)
+    alone = [ask(tasks, [hearing], model) for hearing in hearings]
+    for asked in tasks:
+        assert len(together[asked.name]) == len(hearings)
+        for one, other in zip(together[asked.name], [answers[asked.name][0] for answers in alone], strict=True):
+            assert type(one) is type(other)
+    for name in ("speech_activity", "emotion"):
+        for one, other in zip(together[name], [answers[name][0] for answers in alone], strict=True):
+            assert one["probability"] == pytest.approx(other["probability"], abs=1e-4)

@@ -52,6 +52,7 @@ def test_a_job_has_its_keys_and_good_defaults(job_file, tmp_path):
     assert [task.name for task in job.tasks] == ["asr", "keyword_search", "legal", "complaint"]
     assert (job.corpus, job.corpus_base, job.output) == (("recordings/",), tmp_path, tmp_path / "out")
     assert (job.bundle, job.precision, job.device) == ("mini", "auto", "auto")
+    assert job.max_memory_bytes == 2 * 2**30
 
 
 def test_every_key_can_be_given(job_file, tmp_path):
@@ -226,3 +227,15 @@ def test_a_job_with_a_piece_changed_is_a_job_or_a_refusal(tmp_path_factory, star
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     found = outcome(path, (WHOLE[:start] + piece + WHOLE[start + length :]).encode())
     assert isinstance(found, Job) or all(line.startswith(str(path)) for line in found)
+
+
+def test_memory_is_given_with_its_unit(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("corpus: a\ntasks: [asr]\noutput: out\nmax_memory: 512 MiB\n")
+    assert load_job(path).max_memory_bytes == 512 * 2**20
+    path.write_text("corpus: a\ntasks: [asr]\noutput: out\nmax_memory: 512\n")
+    with pytest.raises(JobError, match="line 4: `max_memory`"):
+        load_job(path)
+    path.write_text("corpus: a\ntasks: [asr]\noutput: out\nmax_memory: 2GB\n")
+    with pytest.raises(JobError, match=r"line 4: `max_memory` is `2GB`; .*MiB"):
+        load_job(path)

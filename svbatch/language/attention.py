@@ -16,14 +16,14 @@ BLOCK_SCORES = 3_000_000  # of one block: 6 MB in bfloat16
 GROUPED_ATTENTION = "svbatch_grouped"
 
 
-def additive_mask(lengths: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(lengths: Tensor, visible: Tensor, num_slots: int, dtype: torch.dtype) -> Tensor:
     """0 where each of N new tokens, at slots `lengths[b]` and on, may look, -inf elsewhere: (B, 1, N, K).
 
     Every token sees its row's slots before `lengths[b]`; among the new ones it sees those of `visible`, which
-    is (N, N) bool with a True diagonal (so no softmax is over nothing). K: the slots in use.
+    is (N, N) bool with a True diagonal (so no softmax is over nothing). K: `num_slots`.
     """
     num_tokens = visible.shape[0]
-    slots = torch.arange(int(lengths.max()) + num_tokens, device=lengths.device)
+    slots = torch.arange(num_slots, device=lengths.device)
     among_new = slots - lengths[:, None]
     is_new = (among_new >= 0) & (among_new < num_tokens)
     seen_new = visible[:, among_new.clamp(0, num_tokens - 1)].transpose(0, 1) & is_new[:, None]

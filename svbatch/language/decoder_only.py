@@ -12,11 +12,15 @@ from transformers import DynamicCache, PreTrainedModel
 from svbatch.errors import BundleError
 from svbatch.language.attention import GROUPED_ATTENTION, additive_mask
 from svbatch.language.cache import KeyValueCache
-from svbatch.language.llm import Asked, LanguageModel
+from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.timing import count
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 """Decoders with full attention and a plain linear output layer, as the cache and the scores assume."""
+
+POSITIONS_AT_ONCE = 4096
+"""So many positions are read in one pass: more are no faster, because what lies between the layers outgrows the
+processor's cache, and take more memory."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,22 @@ class DecoderOnly(LanguageModel):
         self._decoder = self.model.get_decoder()
         layers = self._decoder.layers
         self._layer_operations = 2.0 * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
-        heads_width = config.num_attention_heads * layers[0].self_attn.head_dim
+        head_dim = layers[0].self_attn.head_dim
+        self.bytes_per_slot = 2 * len(layers) * config.num_key_value_heads * head_dim * self.dtype.itemsize
+        self.bytes_per_position = bytes_between_layers(config.hidden_size, config.intermediate_size, self.dtype)
+        heads_width = config.num_attention_heads * head_dim
         self._attention_operations = 4.0 * config.num_hidden_layers * heads_width
 
     @torch.inference_mode()
-    def read(self, inputs: Sequence[Tensor]) -> ReadPrefix:
+    def read(self, inputs: Sequence[Tensor], *, room: int = 0) -> ReadPrefix:
+        """A few rows at a time, POSITIONS_AT_ONCE."""
+        lengths = [len(row) for row in inputs]
+        rows = max(1, POSITIONS_AT_ONCE // max(lengths))
+        caches = [self._read(inputs[start : start + rows]) for start in range(0, len(inputs), rows)]
+        cache = KeyValueCache.stacked(caches, max(lengths) + room)
+        return ReadPrefix(cache, torch.tensor(lengths, device=self.device))
+
+    def _read(self, inputs: Sequence[Tensor]) -> KeyValueCache:
         """Inputs are padded on the right to the longest: no position sees a later one, so padding changes nothing."""
         padded = pad_sequence([rows.to(self.device, self.dtype) for rows in inputs], batch_first=True)
         rows, length = padded.shape[:2]
@@ -66,8 +81,7 @@ class DecoderOnly(LanguageModel):
         count(rows * length * operations, self.precision)
         cache: Any = DynamicCache()
         self._decoder(inputs_embeds=padded, cache=cache, use_cache=True)
-        kept = KeyValueCache((layer.keys, layer.values) for layer in cache.layers)
-        return ReadPrefix(kept, torch.tensor([len(row) for row in inputs], device=self.device))
+        return KeyValueCache((layer.keys, layer.values) for layer in cache.layers)
 
     @torch.inference_mode()
     def read_on(self, prefix: ReadPrefix, ids: Sequence[Sequence[int]]) -> ReadPrefix:
@@ -97,7 +111,7 @@ class DecoderOnly(LanguageModel):
         hidden: Tensor = self._decoder(
             inputs_embeds=embeddings,
             position_ids=lengths[:, None] + depths,
-            attention_mask=additive_mask(lengths, visible, self.dtype),
+            attention_mask=additive_mask(lengths, visible, cache.capacity, self.dtype),
             cache=cache,
             use_cache=True,
         ).last_hidden_state

@@ -100,7 +100,11 @@ def greedy(
         if len(rows) < len(open_answers):
             open_answers = [open_answers[row] for row in rows]
             kept = torch.tensor(rows, dtype=torch.int64, device=llm.device)
-            cache, lengths = cache.select(kept), lengths[kept]
+            lengths = lengths[kept]
+            if cache is asked.cache:
+                cache = cache.select(kept)  # the prefix will be asked again
+            else:
+                cache.keep(kept)
     return [
         Decoded(answer.ids, answer.logprobs, answer.sum_logprob, answer.finish_reason or "length") for answer in answers
     ]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from svbatch.errors import BundleError
 from svbatch.language.attention import additive_mask, attention
 from svbatch.language.cache import KeyValueCache
-from svbatch.language.llm import Asked, LanguageModel
+from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.timing import count
 
 MODEL_TYPES = ("t5", "mt5")
@@ -38,7 +38,7 @@ class Inputs:
         return Inputs([self.rows[row] for row in rows.tolist()])
 
 
-@dataclass(frozen=True)
+@dataclass
 class DecoderCache:
     """What the decoder has seen of itself, and keys and values of what was encoded, per layer, with the additive mask
     (B, 1, 1, L) over its padding."""
@@ -50,6 +50,12 @@ class DecoderCache:
     def select(self, rows: Tensor) -> "DecoderCache":
         encoded = [(keys[rows], values[rows]) for keys, values in self.encoded]
         return DecoderCache(self.said.select(rows), encoded, self.mask[rows])
+
+    def keep(self, rows: Tensor) -> None:
+        self.said.keep(rows)
+        self.mask = self.mask[rows]
+        for index, (keys, values) in enumerate(self.encoded):
+            self.encoded[index] = (keys[rows], values[rows])
 
 
 class EncoderDecoder(LanguageModel):
@@ -65,6 +71,9 @@ class EncoderDecoder(LanguageModel):
         super().__init__(model, width=config.d_model, max_positions=MAX_POSITIONS)
         self._start_id: int = config.decoder_start_token_id
         self._heads, self._head_width = config.num_heads, config.d_kv
+        slot_bytes = 2 * len(self.model.decoder.block) * self._heads * self._head_width * self.dtype.itemsize
+        self.bytes_per_slot = 2 * slot_bytes  # of the encoded prompt, and of what is said
+        self.bytes_per_position = bytes_between_layers(config.d_model, config.d_ff, self.dtype)
         self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self._encoder, self._decoder = self.model.encoder, self.model.decoder
         self._encoder_operations, self._decoder_operations = (
@@ -73,7 +82,7 @@ class EncoderDecoder(LanguageModel):
         )
 
     @torch.inference_mode()
-    def read(self, inputs: Sequence[Tensor]) -> Inputs:
+    def read(self, inputs: Sequence[Tensor], *, room: int = 0) -> Inputs:
         return Inputs([rows.to(self.device, self.dtype) for rows in inputs])
 
     @torch.inference_mode()
@@ -107,7 +116,8 @@ class EncoderDecoder(LanguageModel):
         self._check_context(int(lengths.max()) + int(depths.max()) + 1)
         count(len(lengths) * num_tokens * self._decoder_operations, self.precision)
         cache.said.aim(lengths, num_tokens)
-        mask = additive_mask(lengths, visible, self.dtype) + self._bias(lengths, depths)
+        mask = additive_mask(lengths, visible, cache.said.capacity, self.dtype)
+        mask = mask + self._bias(lengths, depths, cache.said.capacity)
         encoded_mask = cache.mask.expand(-1, -1, num_tokens, -1)
         hidden = embeddings
         for index, (block, encoded) in enumerate(zip(self._decoder.block, cache.encoded, strict=True)):
@@ -130,10 +140,10 @@ class EncoderDecoder(LanguageModel):
         """(B, N, heads · width) -> (B, heads, N, width)."""
         return states.view(*states.shape[:2], self._heads, self._head_width).transpose(1, 2)
 
-    def _bias(self, lengths: Tensor, depths: Tensor) -> Tensor:
+    def _bias(self, lengths: Tensor, depths: Tensor, num_slots: int) -> Tensor:
         """What each new token's attention gains from its distance to each slot, (B, heads, N, K)."""
         attention_layer = self._decoder.block[0].layer[0].SelfAttention
-        slots = torch.arange(int(lengths.max()) + len(depths), device=self.device)
+        slots = torch.arange(num_slots, device=self.device)
         new = (slots - lengths[:, None]).clamp(0, len(depths) - 1)
         at = torch.where(slots < lengths[:, None], slots, lengths[:, None] + depths[new])
         buckets = attention_layer._relative_position_bucket(

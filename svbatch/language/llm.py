@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from svbatch.errors import TaskError
 from svbatch.timing import count
 
-MAX_LOGITS = 16_000_000
-"""The output layer makes so many logits at a time: 64 MB in float32."""
+MAX_LOGITS = 4_000_000
+"""The output layer makes so many logits at a time: 16 MB in float32."""
 
 
 class Prefix(Protocol):
@@ -33,6 +33,9 @@ class Cache(Protocol):
     def select(self, rows: Tensor) -> "Cache":
         """A copy that holds these rows (int64 indices) in this order."""
 
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -47,10 +50,13 @@ class Asked:
 class LanguageModel(ABC):
     """An LLM over a cache of ours; its output layer is run only where asked.
 
-    `shares_questions`: whether several instructions can go on from one prefix in one pass.
+    `shares_questions`: whether several instructions can go on from one prefix in one pass. `bytes_per_slot`: keys and
+    values of one position. `bytes_per_position`: what a pass holds of one position between two layers.
     """
 
     shares_questions: bool
+    bytes_per_slot: int
+    bytes_per_position: int
 
     def __init__(self, model: PreTrainedModel, *, width: int, max_positions: int) -> None:
         """Takes the model over: eval mode, no gradients."""
@@ -71,10 +77,11 @@ class LanguageModel(ABC):
         return embeddings
 
     @abstractmethod
-    def read(self, inputs: Sequence[Tensor]) -> Prefix:
+    def read(self, inputs: Sequence[Tensor], *, room: int = 0) -> Prefix:
         """The prefix of one input (L_i, E) per segment, L_i >= 1; the output layer is not run.
 
-        Sort segments by length before they are cut into batches. Raises TaskError past the LLM's context.
+        Sort segments by length before they are cut into batches. `room`: for so many positions more there is place
+        without moving what was read. Raises TaskError past the LLM's context.
         """
 
     @abstractmethod
@@ -148,3 +155,8 @@ class LanguageModel(ABC):
                 f"a prompt with its answer takes {num_positions} positions and the LLM holds "
                 f"{self.max_positions}; shorten the instruction or its labels"
             )
+
+
+def bytes_between_layers(width: int, inner_width: int, dtype: torch.dtype) -> int:
+    """What a pass holds of one position: six times the layer's width, four times that inside, two norms in float32."""
+    return (6 * width + 4 * inner_width) * dtype.itemsize + 8 * width

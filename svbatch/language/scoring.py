@@ -17,8 +17,9 @@ Question = tuple[Sequence[int], Sequence[Sequence[int]]]
 """The instruction's token ids, and each label's, which end with the end of the turn."""
 
 MAX_PACKED_TOKENS = 256
-"""Questions share a pass up to so many tokens. Past that the matrix products are large enough, and a
-question's tokens only pay for looking past the others'."""
+MAX_PACKED_POSITIONS = 4096
+"""Questions share a pass up to so many tokens, and positions of all segments. Past that the matrix products are large
+enough, and a question's tokens only pay for looking past the others'."""
 
 
 @torch.inference_mode()
@@ -42,7 +43,7 @@ def score_many(llm: LanguageModel, prefix: Prefix, questions: Sequence[Question]
     scores: list[Tensor] = []
     if llm.shares_questions:
         trees = [_Tree.of(instruction_ids, labels) for instruction_ids, labels in questions]
-        for pack in _packs(trees):
+        for pack in _packs(trees, min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // prefix.batch_size)):
             scores += _score_pack(llm, llm.ask(prefix, ()), pack)
     else:
         for instruction_ids, labels in questions:
@@ -92,14 +93,14 @@ class _Tree:
         return cls(ids, parents, edges, paths)
 
 
-def _packs(trees: Sequence[_Tree]) -> list[list[_Tree]]:
-    """The trees in order, in packs of at most MAX_PACKED_TOKENS; a larger tree is a pack of its own."""
+def _packs(trees: Sequence[_Tree], max_tokens: int) -> list[list[_Tree]]:
+    """The trees in order, in packs of at most `max_tokens`; a larger tree is a pack of its own."""
     packs: list[list[_Tree]] = []
     room = 0
     for tree in trees:
         if len(tree.ids) > room:
             packs.append([])
-            room = MAX_PACKED_TOKENS
+            room = max_tokens
         packs[-1].append(tree)
         room -= len(tree.ids)
     return packs

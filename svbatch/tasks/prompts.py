@@ -9,6 +9,9 @@ questions about a segment share its beginning:
     question_ids     ⏎Which word was said?<|im_end|>⏎<|im_start|>assistant⏎
     answer_ids       refund<|im_end|>
 
+An LLM without turns (the T5 family) is given the same parts without the markers; its instruction and its answer each
+end with </s>.
+
 Each part is encoded on its own, so its ids never depend on what stands before or after it. Control tokens
 come from here alone: the same characters in a transcript, instruction or answer are encoded as plain text.
 """
@@ -23,10 +26,13 @@ from svbatch.errors import TaskError
 
 START_OF_TURN = "<|im_start|>"
 END_OF_TURN = "<|im_end|>"
+END_OF_TEXT = "</s>"
 
 
 def opening_ids(tokenizer: Tokenizer) -> list[int]:
-    """The ids before the speech embeddings."""
+    """The ids before the speech embeddings; none where there are no turns."""
+    if not _has_turns(tokenizer):
+        return []
     return [_control_id(tokenizer, START_OF_TURN), *_text_ids(tokenizer, "user\n")]
 
 
@@ -38,6 +44,8 @@ def transcript_ids(tokenizer: Tokenizer, transcript: str) -> list[int]:
 
 def question_ids(tokenizer: Tokenizer, instruction: str) -> list[int]:
     """A rendered instruction, the end of the user's turn, and the opening of the answer."""
+    if not _has_turns(tokenizer):
+        return [*_text_ids(tokenizer, f"\n{instruction}"), end_id(tokenizer)]
     return [
         *_text_ids(tokenizer, f"\n{instruction}"),
         _control_id(tokenizer, END_OF_TURN),
@@ -59,7 +67,11 @@ def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 def end_id(tokenizer: Tokenizer) -> int:
     """The id that ends a turn, and so an answer."""
-    return _control_id(tokenizer, END_OF_TURN)
+    return _control_id(tokenizer, END_OF_TURN if _has_turns(tokenizer) else END_OF_TEXT)
+
+
+def _has_turns(tokenizer: Tokenizer) -> bool:
+    return tokenizer.token_to_id(START_OF_TURN) is not None
 
 
 def placeholders(wording: str) -> set[str]:
@@ -103,5 +115,5 @@ def _text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 def _control_id(tokenizer: Tokenizer, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     if token_id is None:
-        raise TaskError(f"the bundle's tokenizer has no {token}; prompts are in SmolLM2's chat format")
+        raise TaskError(f"the bundle's tokenizer has no {token}; prompts are in SmolLM2's chat format, or in T5's")
     return int(token_id)

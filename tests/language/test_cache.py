@@ -8,9 +8,21 @@ def test_each_row_is_written_behind_its_own_end_and_grows_as_needed():
     new = torch.tensor([[5.0, 6.0], [7.0, 8.0]]).view(2, 1, 2, 1)
     cache.aim(torch.tensor([0, 3]), 2)
     keys, values = cache.update(new, -new, 0)
-    assert keys.flatten(1).tolist() == [[5, 6, 0, 0, 0], [0, 0, 0, 7, 8]]
+    assert keys[:, :, :5].flatten(1).tolist() == [[5, 6, 0, 0, 0], [0, 0, 0, 7, 8]]
     assert torch.equal(values, -keys)
     assert cache.capacity == 64
+    cache.aim(torch.tensor([0, 64]), 1)
+    assert cache.capacity == 128
+    cache.aim(torch.tensor([5, 3]), 1)
+    keys, _ = cache.update(new[:, :, :1], new[:, :, :1], 0)
+    assert keys[:, 0, :6, 0].tolist() == [[5, 6, 0, 0, 0, 5], [0, 0, 0, 7, 8, 0]]
+
+
+def test_stacked_caches_hold_the_rows_of_all_in_order():
+    first, second = (torch.full((rows, 1, slots, 1), value) for rows, slots, value in ((2, 3, 1.0), (1, 5, 2.0)))
+    keys, values = next(iter(KeyValueCache.stacked([KeyValueCache([(k, -k)]) for k in (first, second)], 5)))
+    assert keys[:, 0, :5, 0].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [2, 2, 2, 2, 2]]
+    assert torch.equal(values, -keys)
 
 
 def test_selected_rows_are_a_copy_in_the_order_asked_for():
@@ -19,5 +31,5 @@ def test_selected_rows_are_a_copy_in_the_order_asked_for():
     some = cache.select(torch.tensor([2, 0]))
     some.aim(torch.tensor([0, 0]), 1)
     some.update(torch.full((2, 1, 1, 1), 9.0), torch.full((2, 1, 1, 1), 9.0), 0)
-    assert [part.flatten().tolist() for part in next(iter(some))] == [[9, 9], [9, 9]]
+    assert [part[:, :, 0].flatten().tolist() for part in next(iter(some))] == [[9, 9], [9, 9]]
     assert keys.flatten().tolist() == [0, 1, 2]

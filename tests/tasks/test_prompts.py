@@ -100,11 +100,6 @@ def test_half_a_character_decodes_to_the_replacement_character():
     assert answer_text(TOKENIZER, answer_ids(TOKENIZER, "é")[:1]) in ("é", "�")
 
 
-def test_a_tokenizer_of_another_format_is_refused():
-    with pytest.raises(TaskError, match=r"no <\|im_start\|>"):
-        opening_ids(Tokenizer(models.BPE()))
-
-
 def test_render_fills_in_values_that_are_never_read_as_templates():
     assert render('Is "{{ word }}" said?', {"word": "{{ 7 * 7 }} <b>&"}) == 'Is "{{ 7 * 7 }} <b>&" said?'
 
@@ -147,3 +142,19 @@ def test_any_wording_renders_or_is_refused(wording):
     except TaskError:
         return
     assert isinstance(render(wording, dict.fromkeys(names, "v")), str)
+
+
+def test_without_turns_a_question_and_an_answer_each_end_with_the_end_of_text():
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str().replace("<|im_start|>", "<pad>").replace("<|im_end|>", "</s>"))
+    assert opening_ids(tokenizer) == []
+    assert end_id(tokenizer) == tokenizer.token_to_id("</s>")
+    question = question_ids(tokenizer, "Which word?")
+    assert question[-1] == end_id(tokenizer)
+    assert answer_text(tokenizer, question) == "\nWhich word?"
+    assert answer_ids(tokenizer, "refund")[-1] == end_id(tokenizer)
+
+
+def test_a_tokenizer_of_neither_format_is_refused():
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str().replace("<|im_start|>", "<pad>").replace("<|im_end|>", "<end>"))
+    with pytest.raises(TaskError, match="has no </s>; prompts are in SmolLM2's chat format, or in T5's"):
+        question_ids(tokenizer, "Which word?")

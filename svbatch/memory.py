@@ -1,0 +1,80 @@
+"""What asking a batch takes in memory beside the model, estimated before it is run, and batches that stay within it.
+
+Counted: keys and values of every position, what a pass holds between two layers, and the logits made at a time. An open
+question holds keys and values twice, because its rows leave one by one for a smaller copy.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from svbatch.hear import Hearing
+from svbatch.language.cache import CAPACITY_STEP
+from svbatch.language.llm import MAX_LOGITS
+from svbatch.language.scoring import MAX_PACKED_POSITIONS, MAX_PACKED_TOKENS
+from svbatch.model import Model
+from svbatch.tasks import prompts
+from svbatch.tasks.task import Task
+
+OPEN_TOKENS = 64  # of an open answer, in the mean
+LOGIT_BYTES = 36  # measured: as it is made, in float32, on the way to their sum, and the product's own workspace
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Tokens of the longest question of each kind, 0 for none; a closed one's are those of all its labels too."""
+
+    closed_tokens: int
+    open_tokens: int
+
+
+def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
+    """What is asked of every segment."""
+    tokens: dict[bool, list[int]] = {True: [0], False: [0]}
+    for task in tasks:
+        labels = sum(len(prompts.answer_ids(model.tokenizer, label)) - 1 for label in task.scored)
+        for question in task.questions():
+            tokens[task.is_closed].append(len(prompts.question_ids(model.tokenizer, question)) + labels)
+    return Questions(max(tokens[True]), max(tokens[False]))
+
+
+def room_for(questions: Questions, rows: int) -> int:
+    """Positions that the longest question of so many segments takes beside their prefix."""
+    packed = max(questions.closed_tokens, min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // rows))
+    opened = questions.open_tokens + OPEN_TOKENS
+    return max(packed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
+
+
+def prefix_lengths(hearings: Sequence[Hearing], model: Model) -> list[int]:
+    """Positions of each hearing's prefix; what an LLM will have written is guessed to be as long as the read-out."""
+    opening = len(prompts.opening_ids(model.tokenizer))
+    heading = len(prompts.transcript_ids(model.tokenizer, ""))
+    texts = [
+        len(prompts.transcript_ids(model.tokenizer, h.text)) if h.transcript else heading + len(h.read)
+        for h in hearings
+    ]
+    return [opening + len(hearing.speech) + text for hearing, text in zip(hearings, texts, strict=True)]
+
+
+def asking_bytes(questions: Questions, lengths: Sequence[int], model: Model) -> int:
+    """The most that is held at once while `questions` are asked of segments whose prefixes have these lengths."""
+    rows, longest = len(lengths), max(lengths)
+    llm = model.llm
+    packed = max(questions.closed_tokens, min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // rows))
+    cache = _slots(longest + room_for(questions, rows)) * rows * llm.bytes_per_slot
+    closed = packed * rows * llm.bytes_per_position + min(MAX_LOGITS, rows * packed * llm.vocab_size // 4) * LOGIT_BYTES
+    opened = questions.open_tokens * rows * llm.bytes_per_position + rows * llm.vocab_size * LOGIT_BYTES + cache
+    return cache + max(closed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
+
+
+def fitting(questions: Questions, lengths: Sequence[int], model: Model, max_bytes: int) -> Iterator[slice]:
+    """Segments in order, as many at a time as stay within `max_bytes`, at least one."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        is_last = stop == len(lengths)
+        if is_last or asking_bytes(questions, lengths[start : stop + 1], model) > max_bytes:
+            yield slice(start, stop)
+            start = stop
+
+
+def _slots(positions: int) -> int:
+    return -(-positions // CAPACITY_STEP) * CAPACITY_STEP
