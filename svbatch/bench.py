@@ -41,8 +41,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Price:
-    """What the k-th task added: its time over that of the run with one task less, and over its floor (None where no
-    operations are counted): its own operations at the matrix-product speed."""
+    """What the k-th task added to the run with one task less: its time over that of the run with the first two tasks
+    (the second: with the first), and over its floor (None where no operations are counted): its own operations at the
+    matrix-product speed."""
 
     task: str
     added: float
@@ -82,8 +83,8 @@ def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figu
         of_matrix_speed=_floor(spent, speeds) / whole,
         parts=_parts(whole, spent, speeds),
         prices=[
-            _price(task, before, after, speeds)
-            for task, before, after in zip(job.tasks[1:], runs[:-1], runs[1:], strict=True)
+            _price(task, before, after, speeds, base=runs[min(k, 1)][0])
+            for k, (task, before, after) in enumerate(zip(job.tasks[1:], runs[:-1], runs[1:], strict=True))
         ],
     )
 
@@ -143,7 +144,7 @@ def _parts(whole: float, spent: Mapping[str, Spent], speeds: Mapping[str, float]
     return [*named, Part("the rest", 1 - sum(each.share for each in named), None)]
 
 
-def _price(task: Task, before: Run, after: Run, speeds: Mapping[str, float]) -> Price:
+def _price(task: Task, before: Run, after: Run, speeds: Mapping[str, float], *, base: float) -> Price:
     added = after[0] - before[0]
     floor = _floor(after[1], speeds) - _floor(before[1], speeds)
-    return Price(task.name, added / before[0], added / floor if floor > 0 else None)
+    return Price(task.name, added / base, added / floor if floor > 0 else None)

@@ -72,18 +72,19 @@ def with_transcripts(hearings: Sequence[Hearing], prefix: Prefix, model: Model) 
     question = bare_task("asr", Path()).instructions[0]
     decoded = transcribe(hearings, prefix, question, MAX_TOKENS, model, readout_weight=WEIGHT_ALONE)
     return [
-        replace(
-            hearing,
-            transcript=Transcript(
-                text=prompts.answer_text(model.tokenizer, one.ids).strip(),
-                ids=one.ids,
-                sum_logprob=one.sum_logprob,
-                finish_reason=one.finish_reason,
-                no_speech_probability=None,
-            ),
-        )
-        for hearing, one in zip(hearings, decoded, strict=True)
+        replace(hearing, transcript=_as_transcript(one, model)) for hearing, one in zip(hearings, decoded, strict=True)
     ]
+
+
+def _as_transcript(decoded: Decoded, model: Model) -> Transcript:
+    assert decoded.finish_reason != "grammar", "a transcript has no grammar"
+    return Transcript(
+        text=prompts.answer_text(model.tokenizer, decoded.ids).strip(),
+        ids=decoded.ids,
+        sum_logprob=decoded.sum_logprob,
+        finish_reason=decoded.finish_reason,
+        no_speech_probability=None,
+    )
 
 
 def transcript_answer(hearing: Hearing, model: Model) -> Answer:
@@ -173,7 +174,7 @@ def _text_answer(decoded: Decoded, model: Model) -> Answer:
 def _typed_answer(task: Task, decoded: Decoded, model: Model) -> Answer | Unanswered:
     """The answer that the grammar let be formed; cut short, it is none."""
     if decoded.finish_reason != "stop":
-        code = {"length": "token_limit", "loop": "loop"}[decoded.finish_reason]
+        code = {"length": "token_limit"}.get(decoded.finish_reason, decoded.finish_reason)
         limit = task.max_tokens or MAX_TOKENS
         return Unanswered(
             code, f"task {task.name}: the answer was not complete after {len(decoded.ids)} of {limit} tokens"

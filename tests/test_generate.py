@@ -11,6 +11,7 @@ from svbatch.annotate import Annotated, annotate
 from svbatch.contract import contract_of
 from svbatch.corpus.sources import recording_at
 from svbatch.errors import TaskError
+from svbatch.language.guide import Guide
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tasks.task import Task, load_task, task_version
 
@@ -86,6 +87,27 @@ def test_an_answer_cut_at_its_limit_is_a_failure_and_no_row(tmp_path, corpus_dir
     assert (row["task"], row["code"]) == ("own_object", "token_limit")
     assert annotated.answers["own_object"].num_rows == 0
     assert annotated.recordings["answered"].to_pylist() == [[f"own_object@{row['task_version']}"]]
+
+
+@pytest.mark.parametrize("method", ["allowed", "follow"])
+def test_an_answer_whose_guide_is_lost_on_the_way_is_a_failure_and_not_the_end(
+    tmp_path, corpus_dir, tiny_model, monkeypatch, method
+):
+    """A parser has limits of its own, which no check before the run can know."""
+    steps = iter(range(4))
+    whole = getattr(Guide, method)
+
+    def lost(guide, *arguments):
+        if next(steps, None) is None:
+            raise TaskError("the answer's grammar cannot be followed: too many items")
+        return whole(guide, *arguments)
+
+    task = own(tmp_path, "object", TYPES["object"])
+    monkeypatch.setattr(Guide, method, lost)
+    annotated = answered([task, load_task("emotion", Path())], corpus_dir, tiny_model)
+    [row] = annotated.failures.to_pylist()
+    assert (row["task"], row["code"]) == ("own_object", "grammar")
+    assert annotated.answers["emotion"].num_rows == 1
 
 
 @pytest.mark.parametrize("name", ["translation", "question", "keywords", "slots", "emotion", "intent"])

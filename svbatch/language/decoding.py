@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from svbatch.errors import TaskError
 from svbatch.language.guide import Guide
 from svbatch.language.llm import Cache, LanguageModel, Prefix
 
-FinishReason = Literal["stop", "length", "loop"]
+FinishReason = Literal["stop", "length", "loop", "grammar"]
 
 LOOP_REPEATS = 4
 LOOP_TOKENS = 24
@@ -51,8 +52,9 @@ class Voter(Protocol):
 class Decoded:
     """One answer. `ids` are without the end of the turn; a looping answer keeps its repeats. `logprobs`: of each.
 
-    sum_logprob: natural log, over `ids` and the end of the turn if the LLM said it. finish_reason: "stop"
-    (the LLM ended its turn), "length" (it was cut at max_tokens), "loop" (it was stopped repeating itself).
+    sum_logprob: natural log, over `ids` and the end of the turn if the LLM said it. finish_reason: "stop" (the LLM
+    ended its turn), "length" (it was cut at max_tokens), "loop" (it was stopped repeating itself), "grammar" (its
+    guide could not follow it any further).
     """
 
     ids: list[int]
@@ -165,6 +167,15 @@ class _Answer:
     sum_logprob: float = 0.0
     finish_reason: FinishReason | None = None
 
+    def allowed(self, vocab_size: int) -> Tensor:
+        """(V,) bool: what may come next. All of it once the guide is lost, which ends the answer."""
+        assert self.guide is not None
+        try:
+            return self.guide.allowed()
+        except TaskError:
+            self.finish_reason = "grammar"
+            return torch.ones(vocab_size, dtype=torch.bool)
+
     def proposal(self) -> list[int]:
         """The draft's next tokens; one less than may still be said, because the LLM adds one of its own."""
         return self.draft.proposal(self.max_tokens - len(self.ids) - 1)
@@ -176,6 +187,8 @@ class _Answer:
         proposed token. Returns how many of `unread + proposal` now belong to the answer's prompt, so stay in
         the cache.
         """
+        if self.finish_reason is not None:
+            return 0
         num_before = len(self.ids)
         num_kept = len(self.unread)
         for step, (tokens, logprobs) in enumerate(choices):
@@ -204,9 +217,13 @@ class _Answer:
             return
         self.ids.append(token)
         self.logprobs.append(logprob)
-        for follower in (self.guide, self.voter):
-            if follower is not None:
-                follower.follow(token)
+        try:
+            for follower in (self.guide, self.voter):
+                if follower is not None:
+                    follower.follow(token)
+        except TaskError:
+            self.finish_reason = "grammar"
+            return
         if is_loop(self.ids):
             self.finish_reason = "loop"
         elif len(self.ids) == self.max_tokens:
@@ -241,7 +258,7 @@ def _advance(llm: LanguageModel, cache: Cache, lengths: Tensor, answers: Sequenc
     spans = [(len(answer.unread) - 1, len(block)) for answer, block in zip(answers, blocks, strict=True)]
     used = torch.cat([hidden[row, first:last] for row, (first, last) in enumerate(spans)])
     if answers[0].voter is None:
-        allowed = [answer.guide.allowed() for answer in answers if answer.guide is not None]
+        allowed = [answer.allowed(llm.vocab_size) for answer in answers if answer.guide is not None]
         tokens, logprobs = (each[:, None] for each in llm.choose(used, torch.stack(allowed) if allowed else None))
     else:
         tokens, logprobs = llm.candidates(used, count=CANDIDATES, always=answers[0].end_id)
