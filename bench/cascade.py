@@ -53,8 +53,6 @@ def answer_all(
     answers = [transcript]
     for question, grammar in zip(questions, grammars, strict=True):
         prompt = f"<|im_start|>user\nTranscript: {transcript}\n{question['text']}<|im_end|>\n<|im_start|>assistant\n"
-        if grammar is not None:
-            grammar.reset()
         said = llm.create_completion(
             prompt, max_tokens=question["max_tokens"], temperature=0.0, grammar=grammar, stop=["<|im_end|>"]
         )

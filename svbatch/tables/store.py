@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
+from pyarrow.dataset import Dataset
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from svbatch.errors import BusyError, OutputError
 from svbatch.tables.schemas import arrow_schema
@@ -92,14 +94,14 @@ class Store:
         if not self._exists("recordings"):
             return arrow_schema("recordings").empty_table().select(PLAN_COLUMNS)
         with self._reporting("recordings"):
-            return DeltaTable(self.output / "recordings").to_pyarrow_table(columns=PLAN_COLUMNS)
+            return _dataset(DeltaTable(self.output / "recordings"), self.output / "recordings").to_table(PLAN_COLUMNS)
 
     def read(self, table: str) -> pa.Table:
         """All rows of a table as last committed, in no promised order; OutputError if there is no table."""
         if not self._exists(table):
             raise OutputError(f"{self.output}: there is no table {table}; run a job that has it")
         with self._reporting(table):
-            return DeltaTable(self.output / table).to_pyarrow_table()
+            return _dataset(DeltaTable(self.output / table), self.output / table).to_table()
 
     def commit(self, answers: Mapping[str, pa.Table], failures: pa.Table, recordings: pa.Table) -> None:
         """Puts one batch in the place of what the tables hold of its recordings, however often it is called.
@@ -141,7 +143,7 @@ class Store:
         """
         with self._reporting(table):
             delta = self._open(table, rows.schema)
-            held = delta.to_pyarrow_dataset()
+            held = _dataset(delta, self.output / table)
             old_ids = held.to_table(columns=["recording_id"], filter=gone)["recording_id"]
             if len(old_ids) == 0:
                 if rows.num_rows:
@@ -194,6 +196,12 @@ class Store:
                 f"{self.output / table}: cannot be read or written ({_cause(error)}); "
                 "what was committed before is safe: mend the cause and run again"
             ) from error
+
+
+def _dataset(delta: DeltaTable, folder: Path) -> Dataset:
+    """The table's files by Arrow's own access to the disk. deltalake's is a Python object, which Arrow's threads may
+    let go after the interpreter has ended: that aborts a process which has done its work."""
+    return delta.to_pyarrow_dataset(filesystem=SubTreeFileSystem(str(folder), LocalFileSystem()))
 
 
 def _tidy_table(folder: Path) -> None:

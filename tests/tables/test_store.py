@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -205,3 +207,13 @@ def test_the_plan_reads_only_its_columns(tmp_path):
     assert store.recordings().to_pylist() == [
         dict(zip(columns, ["/a", sha256("alpha"), 9, WHEN, ["asr@v1"]], strict=True))
     ]
+
+
+def test_a_process_that_has_read_tables_ends_as_it_should(store):
+    """Arrow's threads must hold no Python object when the interpreter ends: one process in seven was aborted."""
+    commit(store, {"/a": "alpha"}, failed=[])
+    code = "import sys; from pathlib import Path; from svbatch.tables.store import Store; "
+    code += "store = Store(Path(sys.argv[1])); store.recordings(); store.read('asr')"
+    command = [sys.executable, "-c", code, str(store.output)]
+    processes = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(25)]
+    assert [(each.returncode, each.stderr) for each in processes] == [(0, "")] * 25
