@@ -175,8 +175,9 @@ def _places(item: Item, tasks: Sequence[Task]) -> Iterator[Place]:
     waveform = item.audio.waveform
     segments = speech_segments(waveform)
     has_windows = any(task.scope == "window" for task in tasks)
+    is_segment = set(segments).__contains__
     for span in windows(waveform.size, segments) if has_windows else segments:
-        yield Place(item, span, is_segment=span in segments)
+        yield Place(item, span, is_segment(span))
 
 
 def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from svbatch.hear import Hearing
-from svbatch.language.cache import CAPACITY_STEP
+from svbatch.language.cache import slots_for
 from svbatch.language.llm import MAX_LOGITS
-from svbatch.language.scoring import MAX_PACKED_POSITIONS, MAX_PACKED_TOKENS
+from svbatch.language.scoring import packed_tokens
 from svbatch.model import Model
 from svbatch.tasks import prompts
 from svbatch.tasks.task import Task
@@ -39,7 +39,7 @@ def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
 
 def room_for(questions: Questions, rows: int) -> int:
     """Positions that the longest question of so many segments takes beside their prefix."""
-    packed = max(questions.closed_tokens, min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // rows))
+    packed = max(questions.closed_tokens, packed_tokens(rows))
     opened = questions.open_tokens + OPEN_TOKENS
     return max(packed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
 
@@ -59,8 +59,8 @@ def asking_bytes(questions: Questions, lengths: Sequence[int], model: Model) -> 
     """The most that is held at once while `questions` are asked of segments whose prefixes have these lengths."""
     rows, longest = len(lengths), max(lengths)
     llm = model.llm
-    packed = max(questions.closed_tokens, min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // rows))
-    cache = _slots(longest + room_for(questions, rows)) * rows * llm.bytes_per_slot
+    packed = max(questions.closed_tokens, packed_tokens(rows))
+    cache = slots_for(longest + room_for(questions, rows)) * rows * llm.bytes_per_slot
     closed = packed * rows * llm.bytes_per_position + min(MAX_LOGITS, rows * packed * llm.vocab_size // 4) * LOGIT_BYTES
     opened = questions.open_tokens * rows * llm.bytes_per_position + rows * llm.vocab_size * LOGIT_BYTES + cache
     return cache + max(closed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
@@ -74,7 +74,3 @@ def fitting(questions: Questions, lengths: Sequence[int], model: Model, max_byte
         if is_last or asking_bytes(questions, lengths[start : stop + 1], model) > max_bytes:
             yield slice(start, stop)
             start = stop
-
-
-def _slots(positions: int) -> int:
-    return -(-positions // CAPACITY_STEP) * CAPACITY_STEP

@@ -40,7 +40,7 @@ class KeyValueCache:
         """The next forward's token n goes to slot `lengths[b] + n` of row b. lengths: (B,) int64."""
         self._rows = torch.arange(len(lengths), device=lengths.device)[:, None]
         self._slots = lengths[:, None] + torch.arange(num_tokens, device=lengths.device)
-        wanted = _rounded(int(lengths.max()) + num_tokens)
+        wanted = slots_for(int(lengths.max()) + num_tokens)
         if wanted > self.capacity:
             for index, (keys, values) in enumerate(self):  # one layer at a time is held twice
                 self._layers[index] = (_resized(keys, wanted), _resized(values, wanted))
@@ -55,7 +55,7 @@ class KeyValueCache:
     @classmethod
     def stacked(cls, caches: Sequence["KeyValueCache"], num_slots: int) -> "KeyValueCache":
         """The rows of several caches, with at least so many slots; they are emptied layer by layer."""
-        num_slots = _rounded(num_slots)
+        num_slots = slots_for(num_slots)
         layers = []
         for index in range(len(caches[0]._layers)):
             pairs = [cache._layers[index] for cache in caches]
@@ -77,7 +77,8 @@ class KeyValueCache:
         return KeyValueCache([(keys[rows], values[rows]) for keys, values in self])
 
 
-def _rounded(positions: int) -> int:
+def slots_for(positions: int) -> int:
+    """Slots that hold so many positions."""
     return -(-positions // CAPACITY_STEP) * CAPACITY_STEP
 
 

@@ -22,6 +22,11 @@ MAX_PACKED_POSITIONS = 4096
 enough, and a question's tokens only pay for looking past the others'."""
 
 
+def packed_tokens(num_segments: int) -> int:
+    """Tokens of the questions that share a pass over so many segments."""
+    return min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // num_segments)
+
+
 @torch.inference_mode()
 def score_labels(
     llm: LanguageModel, prefix: Prefix, instruction_ids: Sequence[int], labels: Sequence[Sequence[int]]
@@ -43,7 +48,7 @@ def score_many(llm: LanguageModel, prefix: Prefix, questions: Sequence[Question]
     scores: list[Tensor] = []
     if llm.shares_questions:
         trees = [_Tree.of(instruction_ids, labels) for instruction_ids, labels in questions]
-        for pack in _packs(trees, min(MAX_PACKED_TOKENS, MAX_PACKED_POSITIONS // prefix.batch_size)):
+        for pack in _packs(trees, packed_tokens(prefix.batch_size)):
             scores += _score_pack(llm, llm.ask(prefix, ()), pack)
     else:
         for instruction_ids, labels in questions:
