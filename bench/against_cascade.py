@@ -20,7 +20,8 @@ import torch
 
 from svbatch.annotate import annotate
 from svbatch.bundle import find_bundle
-from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.corpus.recording import Recording
+from svbatch.corpus.sources import iter_recordings
 from svbatch.fetch import fetch
 from svbatch.generate import MAX_TOKENS
 from svbatch.job import load_job

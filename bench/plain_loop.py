@@ -20,8 +20,9 @@ from svbatch.annotate import annotate
 from svbatch.ask import mode_of
 from svbatch.bundle import find_bundle
 from svbatch.corpus.decode import decode
+from svbatch.corpus.recording import Recording
 from svbatch.corpus.segment import Segment, speech_segments, windows
-from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.corpus.sources import iter_recordings
 from svbatch.fetch import fetch
 from svbatch.hear import Span, hear
 from svbatch.job import load_job

@@ -19,8 +19,8 @@ import torch
 from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
+from svbatch.corpus.recording import Recording
 from svbatch.corpus.segment import Segment, speech_segments, windows
-from svbatch.corpus.sources import Recording
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
 from svbatch.hear import Hearing, Span, hear
@@ -260,12 +260,17 @@ def _unanswered(place: Place, task: str, version: str, why: Unanswered, run_id: 
 
 
 def _recording(item: Item, versions: Mapping[str, str], run_id: str) -> dict[str, Any]:
-    audio = item.audio
+    audio, span = item.audio, item.recording.span
     return {
         "uri": item.recording.uri,
         "recording_id": audio.recording_id if audio else None,
         "size_bytes": item.recording.size_bytes,
         "modified_at": item.recording.modified_at,
+        "etag": item.recording.etag,
+        "span_start": span.start_s if span else None,
+        "span_end": span.end_s if span else None,
+        "reference": item.recording.reference,
+        "metadata": [{"name": name, "value": value} for name, value in item.recording.metadata.items()],
         "duration": audio.duration_s if audio else None,
         "sample_rate": audio.sample_rate_hz if audio else None,
         "channels": audio.channels if audio else None,

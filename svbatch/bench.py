@@ -16,7 +16,8 @@ import torch
 from svbatch.annotate import annotate
 from svbatch.ask import check
 from svbatch.contract import contract_of
-from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.corpus.recording import Recording
+from svbatch.corpus.sources import iter_recordings
 from svbatch.job import Job
 from svbatch.model import Model, Precision
 from svbatch.plan import RECORDINGS_PER_BATCH

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from svbatch.corpus.sources import Recording, iter_recordings
+from svbatch.corpus.recording import Recording
+from svbatch.corpus.sources import iter_recordings
 from svbatch.tasks.task import Task
 
 RECORDINGS_PER_BATCH = 32

@@ -9,7 +9,8 @@ import torch
 
 from svbatch.annotate import Annotated, annotate
 from svbatch.corpus.decode import decode
-from svbatch.corpus.sources import Recording, iter_recordings, recording_at
+from svbatch.corpus.recording import Recording
+from svbatch.corpus.sources import iter_recordings, recording_at
 from svbatch.hear import Span, hear
 from svbatch.tasks.task import load_task
 

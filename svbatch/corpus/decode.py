@@ -7,7 +7,6 @@ that was written to a pipe, a cut MP3 without a count in its first frame: nothin
 
 import hashlib
 import io
-import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from svbatch.corpus.sources import Recording, modified_at
+from svbatch.corpus.content import content_of
+from svbatch.corpus.recording import Recording
 from svbatch.errors import RecordingError
 
 SAMPLE_RATE_HZ = 16_000
@@ -57,7 +57,7 @@ def decode(recording: Recording) -> Audio:
 
     Raises RecordingError, stage "decode", with one of the codes in `Code`.
     """
-    content = _read(recording)
+    content = content_of(recording)
     if content[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (missing := _missing_bytes(content)):
         raise _truncated(recording, f"{missing} bytes that its header promises are not there")
     if content[:4] == b"OggS":
@@ -91,29 +91,6 @@ def decode(recording: Recording) -> Audio:
             sample_rate_hz=source.samplerate,
             channels=source.channels,
         )
-
-
-def _read(recording: Recording) -> bytes:
-    """The file's bytes. Only a regular file is opened: opening a FIFO would wait for a writer."""
-    path = recording.path
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            what = "is a folder named like a recording, or cannot be listed; rename it, or make it readable"
-            raise _failure(recording, "unreadable", what)
-        if not stat.S_ISREG(mode):
-            raise _failure(recording, "unreadable", "is a FIFO, socket or device, not a file; remove it")
-        content = path.read_bytes()
-        status = path.stat()
-    except OSError as error:
-        what = f"cannot be read ({error.strerror}); make it readable, or remove it"
-        raise _failure(recording, "unreadable", what) from error
-    as_listed = (recording.size_bytes, recording.modified_at)
-    if (len(content), modified_at(status)) != as_listed:
-        raise _failure(recording, "changed", "has changed since it was listed; run again when it is complete")
-    if not content:
-        raise _failure(recording, "empty", "is an empty file; copy it again, or remove it")
-    return content
 
 
 def _iter_mono(recording: Recording, source: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:

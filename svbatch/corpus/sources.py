@@ -8,30 +8,14 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from svbatch.corpus.recording import EPOCH, Recording, modified_at
 from svbatch.errors import CorpusError
 
 AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 # What a uri cannot hold as it is: the escape sign, control characters, and bytes that are not UTF-8.
 _ESCAPED = re.compile("[%\x00-\x1f\x7f\udc80-\udcff]")
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One audio source as listed; size 0, modified at EPOCH, where the file system cannot tell.
-
-    `uri` is the absolute path as one line of valid Unicode; `urllib.parse.unquote_to_bytes` undoes it.
-    """
-
-    uri: str
-    path: Path
-    size_bytes: int
-    modified_at: datetime
 
 
 def iter_recordings(corpus: Sequence[str], base: Path) -> Iterator[Recording]:
@@ -58,11 +42,6 @@ def iter_recordings(corpus: Sequence[str], base: Path) -> Iterator[Recording]:
             f"corpus: no recording in {_quoted(corpus)} (looked for {', '.join(AUDIO_SUFFIXES)}); "
             "name a folder that holds some"
         )
-
-
-def modified_at(status: os.stat_result) -> datetime:
-    """The time of the last change, UTC, in whole microseconds."""
-    return EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
 
 
 def _roots(entry: str, base: Path) -> list[Path]:

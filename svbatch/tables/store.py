@@ -25,7 +25,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from svbatch.errors import BusyError, OutputError
 from svbatch.tables.schemas import arrow_schema
 
-PLAN_COLUMNS = ["uri", "recording_id", "size_bytes", "modified_at", "answered"]
+PLAN_COLUMNS = ["uri", "recording_id", "size_bytes", "modified_at", "etag", "answered"]
 # The log keeps the smallest and largest value of these columns, per file: none that can hold an answer.
 STATISTICS_COLUMNS = ["uri", "recording_id", "run_id"]
 STATISTICS_COLUMNS += ["modified_at", "annotated_at", "failed_at", "started_at", "ended_at"]

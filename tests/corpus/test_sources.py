@@ -5,7 +5,8 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from svbatch.corpus.sources import EPOCH, Recording, iter_recordings
+from svbatch.corpus.recording import EPOCH, Recording
+from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError
 
 

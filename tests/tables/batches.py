@@ -30,7 +30,8 @@ def recordings(files):
     """One row per recording; the bytes None could not be read."""
     return table_of("recordings", [
         {"uri": uri, "recording_id": said and sha256(said), "size_bytes": 9, "modified_at": WHEN,
-         "duration": 2.0, "sample_rate": 16_000, "channels": 1, "num_segments": 2,
+         "etag": None, "span_start": None, "span_end": None, "reference": None, "metadata": [], "duration": 2.0,
+         "sample_rate": 16_000, "channels": 1, "num_segments": 2,
          "status": "annotated" if said else "failed", "answered": ["asr@v1"], "run_id": "run",
          "annotated_at": WHEN}
         for uri, said in files.items()

@@ -200,12 +200,12 @@ def test_a_run_is_one_row_of_runs(store):
 def test_the_plan_reads_only_its_columns(tmp_path):
     store = Store(tmp_path)
     assert store.recordings().num_rows == 0
-    columns = ["uri", "recording_id", "size_bytes", "modified_at", "answered"]
+    columns = ["uri", "recording_id", "size_bytes", "modified_at", "etag", "answered"]
     assert store.recordings().column_names == columns
     with store.lock():
         commit(store, {"/a": "alpha"})
     assert store.recordings().to_pylist() == [
-        dict(zip(columns, ["/a", sha256("alpha"), 9, WHEN, ["asr@v1"]], strict=True))
+        dict(zip(columns, ["/a", sha256("alpha"), 9, WHEN, None, ["asr@v1"]], strict=True))
     ]
 
 

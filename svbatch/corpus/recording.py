@@ -1,0 +1,42 @@
+"""A recording: one audio source as listed, or a span of it. Everything that is known before its bytes are read."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Span:
+    """From `start_s` to `end_s` (None: to the end) of a source, in its own seconds."""
+
+    start_s: float
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One audio source as listed; size 0, modified at EPOCH, where its store cannot tell.
+
+    `uri` tells it from all others: the absolute path as one line of valid Unicode (`urllib.parse.unquote_to_bytes`
+    undoes it). A span of a source has its own, `#t=START,END` in seconds after that of the source. `etag` is what an
+    object store says of the bytes. `reference` is the transcript that a manifest gives, `metadata` its other columns,
+    as text.
+    """
+
+    uri: str
+    path: Path
+    size_bytes: int
+    modified_at: datetime
+    etag: str | None = None
+    span: Span | None = None
+    reference: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def modified_at(status: os.stat_result) -> datetime:
+    """The time of the last change, UTC, in whole microseconds."""
+    return EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
