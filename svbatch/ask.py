@@ -77,7 +77,7 @@ def _answered(
         heard = [hearings[row] for row in own]
         closed = closed_answers([task for task in alike if task.is_closed], heard, some, model)
         answers |= {name: list(found) for name, found in closed.items()}
-        answers |= {task.name: open_answers(task, heard, some, model) for task in alike if not task.is_closed}
+        answers |= open_answers([task for task in alike if not task.is_closed], heard, some, model)
     return answers
 
 

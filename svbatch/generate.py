@@ -7,7 +7,7 @@ from typing import Any
 
 from svbatch.contract import contract_of
 from svbatch.hear import Hearing, log_probs_of, timed_words
-from svbatch.language.decoding import Decoded, greedy
+from svbatch.language.decoding import Decoded, Question, greedy
 from svbatch.language.guide import Guide, guides
 from svbatch.language.llm import Prefix
 from svbatch.model import Model
@@ -36,21 +36,32 @@ class Unanswered:
     message: str
 
 
-def open_answers(task: Task, hearings: Sequence[Hearing], prefix: Prefix, model: Model) -> list[Answer | Unanswered]:
-    """A generated answer of one task to each of `hearings`, which the prefix has read."""
-    if task.definition == "asr" and task.is_library:
-        return list(_llm_transcripts(task, hearings, prefix, model))
-    shapes = guides_of(task, model, count=prefix.batch_size)
-    with part("generation"):
-        decoded = greedy(
-            model.llm,
-            prefix,
+def open_answers(
+    tasks: Sequence[Task], hearings: Sequence[Hearing], prefix: Prefix, model: Model
+) -> dict[str, list[Answer | Unanswered]]:
+    """A generated answer of each task to each of `hearings`, which the prefix has read, by the task's name. They are
+    written in one batch, but for transcripts, which have drafts."""
+    answers: dict[str, list[Answer | Unanswered]] = {}
+    free = []
+    for task in tasks:
+        if task.definition == "asr" and task.is_library:
+            answers[task.name] = list(_llm_transcripts(task, hearings, prefix, model))
+        else:
+            free.append(task)
+    questions = [
+        Question(
             prompts.question_ids(model.tokenizer, task.questions()[0]),
-            end_id=prompts.end_id(model.tokenizer),
             max_tokens=task.max_tokens or MAX_TOKENS,
-            guides=shapes,
+            guides=guides_of(task, model, count=prefix.batch_size),
         )
-    return [_text_answer(one, model) if shapes is None else _typed_answer(task, one, model) for one in decoded]
+        for task in free
+    ]
+    with part("generation"):
+        decoded = greedy(model.llm, prefix, questions, end_id=prompts.end_id(model.tokenizer))
+    for task, question, own in zip(free, questions, decoded, strict=True):
+        is_typed = question.guides is not None
+        answers[task.name] = [_typed_answer(task, one, model) if is_typed else _text_answer(one, model) for one in own]
+    return answers
 
 
 def guides_of(task: Task, model: Model, *, count: int) -> list[Guide] | None:
@@ -117,16 +128,12 @@ def transcribe(
     guesses = [_draft(hearing, model) for hearing in hearings] if drafts else None
     end_id = prompts.end_id(model.tokenizer)
     voters = [_Listener(hearing, model, end_id, readout_weight) for hearing in hearings] if readout_weight else None
+    asked = Question(
+        prompts.question_ids(model.tokenizer, question), max_tokens=max_tokens, drafts=guesses, voters=voters
+    )
     with part("generation"):
-        return greedy(
-            model.llm,
-            prefix,
-            prompts.question_ids(model.tokenizer, question),
-            end_id=end_id,
-            max_tokens=max_tokens,
-            drafts=guesses,
-            voters=voters,
-        )
+        [decoded] = greedy(model.llm, prefix, [asked], end_id=end_id)
+    return decoded
 
 
 class _Listener(PrefixScorer):

@@ -1,7 +1,7 @@
 """What asking a batch takes in memory beside the model, estimated before it is run, and batches that stay within it.
 
-Counted: keys and values of every position, what a pass holds between two layers, and the logits made at a time. An open
-question holds keys and values twice, because its rows leave one by one for a smaller copy.
+Counted: keys and values of every position, what a pass holds between two layers, and the logits made at a time. Each
+open question has keys and values of its own, because all of them are answered in one batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,12 @@ LOGIT_BYTES = 26  # measured: as it is made, in float32, on the way to their sum
 
 @dataclass(frozen=True)
 class Questions:
-    """Tokens of the longest question of each kind, 0 for none; a closed one's are those of all its labels too."""
+    """Tokens of the longest question of each kind, 0 for none; a closed one's are those of all its labels too. And how
+    many are open."""
 
     closed_tokens: int
     open_tokens: int
+    num_open: int
 
 
 def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
@@ -34,7 +36,7 @@ def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
         labels = sum(len(prompts.answer_ids(model.tokenizer, label)) - 1 for label in task.scored)
         for question in task.questions():
             tokens[task.is_closed].append(len(prompts.question_ids(model.tokenizer, question)) + labels)
-    return Questions(max(tokens[True]), max(tokens[False]))
+    return Questions(max(tokens[True]), max(tokens[False]), len(tokens[False]) - 1)
 
 
 def room_for(questions: Questions, rows: int) -> int:
@@ -62,7 +64,8 @@ def asking_bytes(questions: Questions, lengths: Sequence[int], model: Model) -> 
     packed = max(questions.closed_tokens, packed_tokens(rows))
     cache = slots_for(longest + room_for(questions, rows)) * rows * llm.bytes_per_slot
     closed = packed * rows * llm.bytes_per_position + min(MAX_LOGITS, rows * packed * llm.vocab_size // 4) * LOGIT_BYTES
-    opened = questions.open_tokens * rows * llm.bytes_per_position + rows * llm.vocab_size * LOGIT_BYTES + cache
+    opened = questions.open_tokens * rows * llm.bytes_per_position + rows * llm.vocab_size * LOGIT_BYTES
+    opened += questions.num_open * cache
     return cache + max(closed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
 
 

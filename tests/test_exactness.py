@@ -11,7 +11,7 @@ from svbatch.bundle import find_bundle
 from svbatch.corpus.decode import decode
 from svbatch.corpus.sources import iter_recordings
 from svbatch.hear import Hearing, Span, hear
-from svbatch.language.decoding import greedy
+from svbatch.language.decoding import Question, greedy
 from svbatch.language.scoring import score_many
 from svbatch.language.weights import load_language_model
 from svbatch.model import Model, llm_folder, load_model
@@ -89,7 +89,7 @@ def test_texts_are_those_of_transformers_generate(held_out_data, mini, plain):
         [question] = translation.questions()
         end_id = prompts.end_id(mini.tokenizer)
         ids = prompts.question_ids(mini.tokenizer, question)
-        found = greedy(mini.llm, read(hearings, "both", mini), ids, end_id=end_id, max_tokens=40)
+        [found] = greedy(mini.llm, read(hearings, "both", mini), [Question(ids, 40)], end_id=end_id)
         for hearing, answer in zip(hearings, found, strict=True):
             prompt = whole_prompt(hearing, translation, question, mini)[None]
             mask = torch.ones(prompt.shape[:2], dtype=torch.int64)

@@ -63,53 +63,96 @@ class Decoded:
     finish_reason: FinishReason
 
 
-@torch.inference_mode()
-def greedy(
-    llm: LanguageModel,
-    prefix: Prefix,
-    instruction_ids: Sequence[int],
-    *,
-    end_id: int,
-    max_tokens: Sequence[int] | int,
-    drafts: Sequence[Sequence[int]] | None = None,
-    guides: Sequence[Guide] | None = None,
-    voters: Sequence[Voter] | None = None,
-) -> list[Decoded]:
-    """Each segment's answer to one instruction, taking the likeliest token at every step.
+@dataclass(frozen=True)
+class Question:
+    """One instruction for every segment of a prefix.
 
     max_tokens: the most that is said, the end of the turn included, for all or for each segment. drafts: a
     guess of each answer (empty for none). guides: what each answer may be; then there are no drafts. voters:
-    what speaks for a token beside the LLM, for each answer; then there are no guides. The prefix can be asked
-    again afterwards. Raises ValueError for an empty instruction or a limit below 1, TaskError where the LLM's
-    context is too short.
+    what speaks for a token beside the LLM, for each answer; then there are no guides.
     """
-    if not instruction_ids:
+
+    instruction_ids: Sequence[int]
+    max_tokens: Sequence[int] | int
+    drafts: Sequence[Sequence[int]] | None = None
+    guides: Sequence[Guide] | None = None
+    voters: Sequence[Voter] | None = None
+
+
+@torch.inference_mode()
+def greedy(llm: LanguageModel, prefix: Prefix, questions: Sequence[Question], *, end_id: int) -> list[list[Decoded]]:
+    """Each segment's answer to each question, taking the likeliest token at every step.
+
+    Each instruction is read on its own, then the answers to all of them are written in one batch, which the finished
+    ones leave: a step of few rows costs nearly as much as one of many. Questions with voters are asked alone. The
+    prefix can be asked again afterwards. Raises ValueError for an empty instruction or a limit below 1, TaskError
+    where the LLM's context is too short.
+    """
+    assert len(questions) == 1 or not any(question.voters for question in questions)
+    answers = [_unanswered(question, prefix.batch_size, end_id) for question in questions]
+    begun = [
+        _begun(llm, prefix, question.instruction_ids, own) for question, own in zip(questions, answers, strict=True)
+    ]
+    if going := [each for each in begun if each is not None]:
+        cache, lengths = _stacked([(cache, lengths) for cache, lengths in going])
+        _finish(llm, cache, lengths, [one for own in answers for one in own if one.finish_reason is None])
+    return [
+        [Decoded(one.ids, one.logprobs, one.sum_logprob, one.finish_reason or "length") for one in own]
+        for own in answers
+    ]
+
+
+def _unanswered(question: Question, num_segments: int, end_id: int) -> "list[_Answer]":
+    if not question.instruction_ids:
         raise ValueError("the instruction has no tokens, so nothing comes right before the answer")
-    limits = [max_tokens] * prefix.batch_size if isinstance(max_tokens, int) else max_tokens
+    limit = question.max_tokens
+    limits = [limit] * num_segments if isinstance(limit, int) else limit
     if min(limits) < 1:
         raise ValueError(f"max_tokens is {min(limits)}; an answer needs at least 1")
-    guesses: Sequence[Sequence[int]] = [[]] * prefix.batch_size if drafts is None else drafts
-    nobody = [None] * prefix.batch_size
-    asked = llm.ask(prefix, instruction_ids)
-    answers = [
-        _Answer(end_id, limit, _Draft(list(guess)), list(asked.unread), guide, voter)
-        for limit, guess, guide, voter in zip(limits, guesses, guides or nobody, voters or nobody, strict=True)
-    ]
-    cache, lengths, open_answers = asked.cache, asked.lengths, answers
-    while open_answers:
-        lengths = _advance(llm, cache, lengths, open_answers)
-        rows = [row for row, answer in enumerate(open_answers) if answer.finish_reason is None]
-        if len(rows) < len(open_answers):
-            open_answers = [open_answers[row] for row in rows]
-            kept = torch.tensor(rows, dtype=torch.int64, device=llm.device)
-            lengths = lengths[kept]
-            if cache is asked.cache:
-                cache = cache.select(kept)  # the prefix will be asked again
-            else:
-                cache.keep(kept)
+    nothing: list[list[int]] = [[]] * num_segments
+    nobody = [None] * num_segments
     return [
-        Decoded(answer.ids, answer.logprobs, answer.sum_logprob, answer.finish_reason or "length") for answer in answers
+        _Answer(end_id, limit, _Draft(list(guess)), guide=guide, voter=voter)
+        for limit, guess, guide, voter in zip(
+            limits, question.drafts or nothing, question.guides or nobody, question.voters or nobody, strict=True
+        )
     ]
+
+
+def _begun(
+    llm: LanguageModel, prefix: Prefix, instruction_ids: Sequence[int], answers: "Sequence[_Answer]"
+) -> tuple[Cache, Tensor] | None:
+    """The first pass over all answers to one instruction; the cache and lengths of those that go on, a copy because
+    the prefix will be asked again. None if all are finished."""
+    asked = llm.ask(prefix, instruction_ids)
+    for answer in answers:
+        answer.unread = list(asked.unread)
+    lengths = _advance(llm, asked.cache, asked.lengths, answers)
+    rows = _open_rows(llm, answers)
+    return (asked.cache.select(rows), lengths[rows]) if len(rows) else None
+
+
+def _stacked(parts: Sequence[tuple[Cache, Tensor]]) -> tuple[Cache, Tensor]:
+    caches, lengths = [cache for cache, _ in parts], torch.cat([lengths for _, lengths in parts])
+    if len(caches) == 1:
+        return caches[0], lengths
+    return type(caches[0]).stacked(caches, int(lengths.max())), lengths
+
+
+def _finish(llm: LanguageModel, cache: Cache, lengths: Tensor, answers: "list[_Answer]") -> None:
+    """Goes on until all are finished; those that are leave the batch."""
+    while answers:
+        lengths = _advance(llm, cache, lengths, answers)
+        rows = _open_rows(llm, answers)
+        if len(rows) < len(answers):
+            answers = [answers[row] for row in rows.tolist()]
+            lengths = lengths[rows]
+            cache.keep(rows)
+
+
+def _open_rows(llm: LanguageModel, answers: "Sequence[_Answer]") -> Tensor:
+    rows = [row for row, answer in enumerate(answers) if answer.finish_reason is None]
+    return torch.tensor(rows, dtype=torch.int64, device=llm.device)
 
 
 @dataclass
@@ -159,7 +202,7 @@ class _Answer:
     end_id: int
     max_tokens: int
     draft: _Draft
-    unread: list[int]
+    unread: list[int] = field(default_factory=list)
     guide: Guide | None = None
     voter: Voter | None = None
     ids: list[int] = field(default_factory=list)
@@ -168,13 +211,13 @@ class _Answer:
     finish_reason: FinishReason | None = None
 
     def allowed(self, vocab_size: int) -> Tensor:
-        """(V,) bool: what may come next. All of it once the guide is lost, which ends the answer."""
-        assert self.guide is not None
-        try:
-            return self.guide.allowed()
-        except TaskError:
-            self.finish_reason = "grammar"
-            return torch.ones(vocab_size, dtype=torch.bool)
+        """(V,) bool: what may come next. All of it where there is no guide, or it is lost, which ends the answer."""
+        if self.guide is not None:
+            try:
+                return self.guide.allowed()
+            except TaskError:
+                self.finish_reason = "grammar"
+        return torch.ones(vocab_size, dtype=torch.bool)
 
     def proposal(self) -> list[int]:
         """The draft's next tokens; one less than may still be said, because the LLM adds one of its own."""
@@ -258,8 +301,7 @@ def _advance(llm: LanguageModel, cache: Cache, lengths: Tensor, answers: Sequenc
     spans = [(len(answer.unread) - 1, len(block)) for answer, block in zip(answers, blocks, strict=True)]
     used = torch.cat([hidden[row, first:last] for row, (first, last) in enumerate(spans)])
     if answers[0].voter is None:
-        allowed = [answer.allowed(llm.vocab_size) for answer in answers if answer.guide is not None]
-        tokens, logprobs = (each[:, None] for each in llm.choose(used, torch.stack(allowed) if allowed else None))
+        tokens, logprobs = (each[:, None] for each in llm.choose(used, _allowed(answers, proposals, llm.vocab_size)))
     else:
         tokens, logprobs = llm.candidates(used, count=CANDIDATES, always=answers[0].end_id)
     said = iter(zip(tokens.tolist(), logprobs.tolist(), strict=True))
@@ -268,3 +310,14 @@ def _advance(llm: LanguageModel, cache: Cache, lengths: Tensor, answers: Sequenc
         for answer, proposal in zip(answers, proposals, strict=True)
     ]
     return lengths + torch.tensor(num_kept, device=llm.device)
+
+
+def _allowed(answers: Sequence[_Answer], proposals: Sequence[Sequence[int]], vocab_size: int) -> Tensor | None:
+    """(P, V) bool: what may come next at each place where a token is chosen; None where anything may."""
+    if all(answer.guide is None for answer in answers):
+        return None
+    rows = [
+        answer.allowed(vocab_size).expand(len(proposal) + 1, -1)
+        for answer, proposal in zip(answers, proposals, strict=True)
+    ]
+    return torch.cat(rows)

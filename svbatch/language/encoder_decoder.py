@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -56,6 +57,23 @@ class DecoderCache:
         self.mask = self.mask[rows]
         for index, (keys, values) in enumerate(self.encoded):
             self.encoded[index] = (keys[rows], values[rows])
+
+    @classmethod
+    def stacked(cls, caches: Sequence["DecoderCache"], num_slots: int) -> "DecoderCache":
+        """The rows of several caches, what was encoded padded on the right to the longest."""
+        longest = max(cache.mask.shape[-1] for cache in caches)
+        gaps = [longest - cache.mask.shape[-1] for cache in caches]
+        masks = [pad(cache.mask, (0, gap), value=-torch.inf) for cache, gap in zip(caches, gaps, strict=True)]
+        encoded = []
+        for index in range(len(caches[0].encoded)):
+            pairs = [
+                [pad(each, (0, 0, 0, gap)) for each in cache.encoded[index]]
+                for cache, gap in zip(caches, gaps, strict=True)
+            ]
+            keys, values = (torch.cat(kind) for kind in zip(*pairs, strict=True))
+            encoded.append((keys, values))
+        said = KeyValueCache.stacked([cache.said for cache in caches], num_slots)
+        return cls(said, encoded, torch.cat(masks))
 
 
 class EncoderDecoder(LanguageModel):

@@ -36,6 +36,10 @@ class Cache(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
 
+    @classmethod
+    def stacked(cls, caches: Sequence[Any], num_slots: int) -> "Cache":
+        """The rows of several caches of its kind, with at least so many slots; they are emptied layer by layer."""
+
 
 @dataclass(frozen=True)
 class Asked:

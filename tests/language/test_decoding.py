@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from svbatch.errors import TaskError
 from svbatch.language.decoder_only import DecoderOnly
-from svbatch.language.decoding import CANDIDATES, greedy, is_loop
+from svbatch.language.decoding import CANDIDATES, Question, greedy, is_loop
 from svbatch.language.scoring import score_labels
 
 END = 31
@@ -13,9 +13,14 @@ INSTRUCTION = [11, 12, 13, 14]
 MAX_TOKENS = 40
 
 
+def answered(llm, prefix, instruction_ids, **how):
+    [answers] = greedy(llm, prefix, [Question(instruction_ids, **how)], end_id=END)
+    return answers
+
+
 @pytest.fixture(scope="module")
 def plain(llm, segments):
-    return greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
+    return answered(llm, llm.read(segments), INSTRUCTION, max_tokens=MAX_TOKENS)
 
 
 def same(found, expected):
@@ -46,8 +51,8 @@ def test_an_answer_is_that_of_transformers_generate(judge, segments, plain):
 
 
 def test_a_segment_is_answered_the_same_alone_and_in_any_batch(llm, segments, plain):
-    alone = [greedy(llm, llm.read([rows]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)[0] for rows in segments]
-    backwards = greedy(llm, llm.read(segments[::-1]), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS)
+    alone = [answered(llm, llm.read([rows]), INSTRUCTION, max_tokens=MAX_TOKENS)[0] for rows in segments]
+    backwards = answered(llm, llm.read(segments[::-1]), INSTRUCTION, max_tokens=MAX_TOKENS)
     same(alone, plain)
     same(backwards[::-1], plain)
 
@@ -69,7 +74,7 @@ def test_a_segment_is_answered_the_same_alone_and_in_any_batch(llm, segments, pl
 )
 def test_a_draft_of_any_kind_changes_nothing(llm, segments, plain, draft_of):
     drafts = [draft_of(answer.ids) for answer in plain]
-    found = greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts)
+    found = answered(llm, llm.read(segments), INSTRUCTION, max_tokens=MAX_TOKENS, drafts=drafts)
     same(found, plain)
 
 
@@ -80,7 +85,7 @@ def test_a_draft_of_any_kind_changes_nothing(llm, segments, plain, draft_of):
 )
 def test_any_draft_gives_the_plain_answer(llm, segments, plain, drafts, keep):
     mixed = [answer.ids[:keep] + draft for answer, draft in zip(plain, drafts, strict=True)]
-    found = greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=mixed)
+    found = answered(llm, llm.read(segments), INSTRUCTION, max_tokens=MAX_TOKENS, drafts=mixed)
     same(found, plain)
 
 
@@ -90,14 +95,14 @@ def test_a_right_draft_is_checked_in_one_pass_and_a_substitution_costs_one_more(
     monkeypatch.setattr(type(llm), "extend", lambda *given, **named: passes.append(1) or extend(*given, **named))
     prefix = llm.read(segments[:1])
     for draft in (plain[0].ids, [*plain[0].ids[:4], 299]):
-        greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=[draft])
+        answered(llm, prefix, INSTRUCTION, max_tokens=MAX_TOKENS, drafts=[draft])
         passes.append(0)
     assert passes == [1, 0, 1, 1, 0]
 
 
 def test_each_segment_may_have_its_own_limit(llm, segments, plain):
     limits = [1, 2, 3, 4, 5, 6, 40]
-    found = greedy(llm, llm.read(segments), INSTRUCTION, end_id=END, max_tokens=limits)
+    found = answered(llm, llm.read(segments), INSTRUCTION, max_tokens=limits)
     assert [answer.ids for answer in found] == [answer.ids[:limit] for answer, limit in zip(plain, limits, strict=True)]
     assert [answer.finish_reason for answer in found] == ["length"] * 5 + ["length", "stop"]
 
@@ -107,7 +112,7 @@ def test_decoding_leaves_the_prefix_as_it_was_for_the_next_question(llm, segment
     prefix = llm.read(segments)
     before = seen_by(prefix)
     scores = score_labels(llm, prefix, [15], labels)
-    same(greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS), plain)
+    same(answered(llm, prefix, INSTRUCTION, max_tokens=MAX_TOKENS), plain)
     assert all(torch.equal(was, now) for was, now in zip(before, seen_by(prefix), strict=True))
     torch.testing.assert_close(score_labels(llm, prefix, [15], labels), scores, atol=1e-5, rtol=0)
 
@@ -115,7 +120,7 @@ def test_decoding_leaves_the_prefix_as_it_was_for_the_next_question(llm, segment
 @pytest.mark.parametrize("draft", [[], [14] * 50])
 def test_a_loop_is_stopped_and_said_with_a_draft_and_without(build_llama, segments, draft):
     stuck = DecoderOnly(build_llama(initializer_range=0.05))
-    answer = greedy(stuck, stuck.read(segments[1:2]), INSTRUCTION, end_id=END, max_tokens=60, drafts=[draft])[0]
+    answer = answered(stuck, stuck.read(segments[1:2]), INSTRUCTION, max_tokens=60, drafts=[draft])[0]
     assert answer.finish_reason == "loop"
     assert answer.ids == [14] * 24
 
@@ -150,13 +155,13 @@ def test_a_loop_is_an_n_gram_said_four_times_in_a_row_over_24_tokens_or_more(ids
 )
 def test_an_empty_instruction_or_limit_is_refused(llm, segments, instruction, max_tokens, message):
     with pytest.raises(ValueError, match=message):
-        greedy(llm, llm.read(segments), instruction, end_id=END, max_tokens=max_tokens)
+        answered(llm, llm.read(segments), instruction, max_tokens=max_tokens)
 
 
 def test_an_answer_past_the_context_is_refused_with_both_numbers(llm):
     prefix = llm.read([torch.zeros(1020, 64)])
     with pytest.raises(TaskError, match="1025 positions and the LLM holds 1024"):
-        greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=9)
+        answered(llm, prefix, INSTRUCTION, max_tokens=9)
 
 
 class Voter:
@@ -176,7 +181,7 @@ class Voter:
 def voted(llm, segments, strength, drafts=None):
     voters = [Voter(row, strength) for row in range(len(segments))]
     prefix = llm.read(segments)
-    return greedy(llm, prefix, INSTRUCTION, end_id=END, max_tokens=MAX_TOKENS, drafts=drafts, voters=voters)
+    return answered(llm, prefix, INSTRUCTION, max_tokens=MAX_TOKENS, drafts=drafts, voters=voters)
 
 
 def test_a_voter_without_an_opinion_changes_nothing(llm, segments, plain):
@@ -200,3 +205,37 @@ def test_a_draft_changes_no_answer_that_a_voter_has_a_say_in(llm, segments, plai
     assert [answer.ids for answer in answers] != [answer.ids for answer in plain]
     for drafts in ([a.ids for a in answers], [a.ids for a in plain], [[5, 6, 7]] * len(segments)):
         same(voted(llm, segments, 2.0, drafts), answers)
+
+
+class Only:
+    """A guide that lets nothing be said but these tokens, and then the end."""
+
+    def __init__(self, ids):
+        self.ids = [*ids, END]
+
+    def allowed(self):
+        mask = torch.zeros(300, dtype=torch.bool)
+        mask[self.ids[0]] = True
+        return mask
+
+    def follow(self, token):
+        assert self.ids.pop(0) == token
+
+
+def test_questions_asked_together_are_answered_as_each_alone(llm, segments, plain):
+    prefix = llm.read(segments)
+    others = [[20, 21], [25]]
+    alone = [answered(llm, prefix, other, max_tokens=MAX_TOKENS) for other in others]
+    assert len({len(answer.ids) for own in [plain, *alone] for answer in own}) > 3  # they leave at different times
+    dictated = [[40 + row] * (1 + row) for row in range(len(segments))]
+    questions = [
+        Question(INSTRUCTION, MAX_TOKENS),
+        Question([22, 23, 24], MAX_TOKENS, guides=[Only(ids) for ids in dictated]),
+        *(Question(other, MAX_TOKENS) for other in others),
+    ]
+    together = greedy(llm, prefix, questions, end_id=END)
+    same(together[0], plain)
+    assert [answer.ids for answer in together[1]] == dictated
+    for found, expected in zip(together[2:], alone, strict=True):
+        same(found, expected)
+    same(answered(llm, prefix, INSTRUCTION, max_tokens=MAX_TOKENS), plain)  # the prefix can be asked again

@@ -4,7 +4,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from svbatch.errors import BundleError, TaskError
-from svbatch.language.decoding import greedy
+from svbatch.language.decoding import Question, greedy
 from svbatch.language.encoder_decoder import EncoderDecoder
 from svbatch.language.scoring import score_labels, score_many
 from svbatch.language.weights import load_language_model
@@ -75,7 +75,7 @@ def test_several_questions_are_scored_as_each_alone_and_in_any_batch(t5, segment
 
 def test_greedy_answers_are_those_of_plain_forward_passes_with_and_without_a_draft(t5, model, segments):
     segments = [20 * rows for rows in segments]  # far apart, so that answers differ
-    found = greedy(t5, t5.read(segments), INSTRUCTION, end_id=END, max_tokens=12)
+    [found] = greedy(t5, t5.read(segments), [Question(INSTRUCTION, 12)], end_id=END)
     for prefix, answer in zip(segments, found, strict=True):
         said: list[int] = []
         while len(said) < 12 and END not in said:
@@ -84,9 +84,19 @@ def test_greedy_answers_are_those_of_plain_forward_passes_with_and_without_a_dra
     if not model.config.tie_word_embeddings:  # a tied random one repeats its first token
         assert len({tuple(answer.ids) for answer in found}) > 1
     drafts = [[*answer.ids[:4], 9, *answer.ids[4:]] for answer in found]
-    drafted = greedy(t5, t5.read(segments), INSTRUCTION, end_id=END, max_tokens=12, drafts=drafts)
+    [drafted] = greedy(t5, t5.read(segments), [Question(INSTRUCTION, 12, drafts=drafts)], end_id=END)
     assert [answer.ids for answer in drafted] == [answer.ids for answer in found]
     assert [a.sum_logprob for a in drafted] == pytest.approx([a.sum_logprob for a in found], abs=1e-3)
+
+
+def test_questions_asked_together_are_answered_as_each_alone(t5, segments):
+    segments = [20 * rows for rows in segments]
+    questions = [Question(INSTRUCTION, 12), Question([30, 31, 32, 33, 34, 35, 36], 9)]
+    together = greedy(t5, t5.read(segments), questions, end_id=END)
+    for question, found in zip(questions, together, strict=True):
+        [alone] = greedy(t5, t5.read(segments), [question], end_id=END)
+        assert [answer.ids for answer in found] == [answer.ids for answer in alone]
+        assert [a.sum_logprob for a in found] == pytest.approx([a.sum_logprob for a in alone], abs=1e-3)
 
 
 def test_what_is_read_on_counts_as_if_it_had_been_read_at_once(t5, segments):
