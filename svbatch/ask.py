@@ -11,6 +11,7 @@ from svbatch.generate import (
     Answer,
     Unanswered,
     guides_of,
+    is_transcript,
     open_answers,
     transcript_answer,
     with_transcripts,
@@ -38,7 +39,7 @@ def ask(
     tasks = [task for task in tasks if about[task.name]]
     if model.recogniser is None and (told := [task for task in tasks if mode_of(task) != "audio"]):
         hearings = _written(told, hearings, model, about)
-    asked = {mode: [t for t in tasks if mode_of(t) == mode and not _is_transcript(t, model)] for mode in MODES}
+    asked = {mode: [t for t in tasks if mode_of(t) == mode and not is_transcript(t, model)] for mode in MODES}
     if asked["audio"] or asked["both"]:
         rows = _rows([*asked["audio"], *asked["both"]], about)
         prefix = read([hearings[row] for row in rows], "audio", model, room=_room(asked, hearings, model))
@@ -53,7 +54,7 @@ def ask(
         prefix = read([hearings[row] for row in rows], "text", model)
         answers |= _answered(asked["text"], rows, hearings, prefix, model, about)
     for task in tasks:
-        if _is_transcript(task, model):
+        if is_transcript(task, model):
             answers[task.name] = [transcript_answer(hearings[row], model) for row in about[task.name]]
     return answers
 
@@ -162,9 +163,3 @@ def _told(prefix: Prefix, hearings: Sequence[Hearing], model: Model) -> Prefix:
 
 def _transcripts(hearings: Sequence[Hearing], model: Model) -> list[list[int]]:
     return [prompts.transcript_ids(model.tokenizer, hearing.text) for hearing in hearings]
-
-
-def _is_transcript(task: Task, model: Model) -> bool:
-    """Whether the transcript that stands in the prefix is the answer."""
-    is_asr = task.is_library and task.definition == "asr"
-    return is_asr and (task.values["via"] == "recogniser" or model.recogniser is None)

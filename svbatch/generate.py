@@ -98,6 +98,12 @@ def _as_transcript(decoded: Decoded, model: Model) -> Transcript:
     )
 
 
+def is_transcript(task: Task, model: Model) -> bool:
+    """Whether the transcript that stands in the prefix is the answer."""
+    is_asr = task.is_library and task.definition == "asr"
+    return is_asr and (task.values["via"] == "recogniser" or model.recogniser is None)
+
+
 def transcript_answer(hearing: Hearing, model: Model) -> Answer:
     """A hearing's transcript as an answer of `asr`."""
     transcript = hearing.transcript

@@ -7,6 +7,7 @@ open question has keys and values of its own, because all of them are answered i
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from svbatch.generate import is_transcript
 from svbatch.hear import Hearing
 from svbatch.language.cache import slots_for
 from svbatch.language.llm import MAX_LOGITS
@@ -33,6 +34,8 @@ def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
     """What is asked of every segment."""
     tokens: dict[bool, list[int]] = {True: [0], False: [0]}
     for task in tasks:
+        if is_transcript(task, model):
+            continue
         labels = sum(len(prompts.answer_ids(model.tokenizer, label)) - 1 for label in task.scored)
         for question in task.questions():
             tokens[task.is_closed].append(len(prompts.question_ids(model.tokenizer, question)) + labels)

@@ -43,7 +43,7 @@ class KeyValueCache:
         wanted = slots_for(int(lengths.max()) + num_tokens)
         if wanted > self.capacity:
             for index, (keys, values) in enumerate(self):  # one layer at a time is held twice
-                self._layers[index] = (_resized(keys, wanted), _resized(values, wanted))
+                self._layers[index] = (_resized([keys], wanted), _resized([values], wanted))
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Writes (B, key-value heads, N, head width) where `aim` said; returns all slots."""
@@ -59,18 +59,16 @@ class KeyValueCache:
         layers = []
         for index in range(len(caches[0]._layers)):
             pairs = [cache._layers[index] for cache in caches]
-            keys, values = (
-                torch.cat([_resized(each, num_slots) for each in kind]) for kind in zip(*pairs, strict=True)
-            )
+            keys, values = (_resized(kind, num_slots) for kind in zip(*pairs, strict=True))
             layers.append((keys, values))
             for cache in caches:
                 cache._layers[index] = (keys[:0], values[:0])
         return cls(layers)
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
+        """Drops all rows but these, in the order of `closed_up`."""
         for index, (keys, values) in enumerate(self):
-            self._layers[index] = (keys[rows], values[rows])
+            self._layers[index] = (moved_up(keys, rows), moved_up(values, rows))
 
     def select(self, rows: Tensor) -> "KeyValueCache":
         """A copy that holds these rows (int64 indices) in this order."""
@@ -82,8 +80,30 @@ def slots_for(positions: int) -> int:
     return -(-positions // CAPACITY_STEP) * CAPACITY_STEP
 
 
-def _resized(slots: Tensor, capacity: int) -> Tensor:
-    resized = slots.new_zeros(*slots.shape[:2], capacity, slots.shape[3])
-    kept = min(capacity, slots.shape[2])
-    resized[:, :, :kept] = slots[:, :, :kept]
+def closed_up(rows: Sequence[int]) -> list[int]:
+    """Ascending `rows` in an order that moves few: the last ones take the places of those that are missing."""
+    here = set(rows)
+    missing = sum(1 for place in range(len(rows)) if place not in here)
+    late = iter(rows[len(rows) - missing :])
+    return [place if place in here else next(late) for place in range(len(rows))]
+
+
+def moved_up(states: Tensor, rows: Tensor) -> Tensor:
+    """`states[rows]` without a copy of those that stay where they are: row i is i, or one that comes after all kept."""
+    for place, row in enumerate(rows.tolist()):
+        if row != place:
+            states[place] = states[row]
+    return states[: len(rows)]
+
+
+def _resized(parts: Sequence[Tensor], capacity: int) -> Tensor:
+    """The rows of all parts with so many slots, those past a part's own zero: what is masked must be finite."""
+    resized = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1], capacity, parts[0].shape[3])
+    row = 0
+    for part in parts:
+        kept = min(capacity, part.shape[2])
+        own = resized[row : row + len(part)]
+        own[:, :, :kept] = part[:, :, :kept]
+        own[:, :, kept:] = 0
+        row += len(part)
     return resized

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from svbatch.errors import TaskError
+from svbatch.language.cache import closed_up
 from svbatch.language.guide import Guide
 from svbatch.language.llm import Cache, LanguageModel, Prefix
 
@@ -128,7 +129,7 @@ def _begun(
     for answer in answers:
         answer.unread = list(asked.unread)
     lengths = _advance(llm, asked.cache, asked.lengths, answers)
-    rows = _open_rows(llm, answers)
+    rows = torch.tensor(_open_rows(answers), dtype=torch.int64, device=llm.device)
     return (asked.cache.select(rows), lengths[rows]) if len(rows) else None
 
 
@@ -143,16 +144,16 @@ def _finish(llm: LanguageModel, cache: Cache, lengths: Tensor, answers: "list[_A
     """Goes on until all are finished; those that are leave the batch."""
     while answers:
         lengths = _advance(llm, cache, lengths, answers)
-        rows = _open_rows(llm, answers)
+        rows = closed_up(_open_rows(answers))
         if len(rows) < len(answers):
-            answers = [answers[row] for row in rows.tolist()]
-            lengths = lengths[rows]
-            cache.keep(rows)
+            answers = [answers[row] for row in rows]
+            kept = torch.tensor(rows, dtype=torch.int64, device=llm.device)
+            lengths = lengths[kept]
+            cache.keep(kept)
 
 
-def _open_rows(llm: LanguageModel, answers: "Sequence[_Answer]") -> Tensor:
-    rows = [row for row, answer in enumerate(answers) if answer.finish_reason is None]
-    return torch.tensor(rows, dtype=torch.int64, device=llm.device)
+def _open_rows(answers: "Sequence[_Answer]") -> list[int]:
+    return [row for row, answer in enumerate(answers) if answer.finish_reason is None]
 
 
 @dataclass

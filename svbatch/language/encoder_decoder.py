@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from svbatch.errors import BundleError
 from svbatch.language.attention import additive_mask, attention
-from svbatch.language.cache import KeyValueCache
+from svbatch.language.cache import KeyValueCache, moved_up
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.timing import count
 
@@ -54,9 +54,9 @@ class DecoderCache:
 
     def keep(self, rows: Tensor) -> None:
         self.said.keep(rows)
-        self.mask = self.mask[rows]
+        self.mask = moved_up(self.mask, rows)
         for index, (keys, values) in enumerate(self.encoded):
-            self.encoded[index] = (keys[rows], values[rows])
+            self.encoded[index] = (moved_up(keys, rows), moved_up(values, rows))
 
     @classmethod
     def stacked(cls, caches: Sequence["DecoderCache"], num_slots: int) -> "DecoderCache":

@@ -34,7 +34,7 @@ class Cache(Protocol):
         """A copy that holds these rows (int64 indices) in this order."""
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
+        """Drops all rows but these, in the order of `closed_up`."""
 
     @classmethod
     def stacked(cls, caches: Sequence[Any], num_slots: int) -> "Cache":

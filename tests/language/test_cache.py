@@ -1,6 +1,8 @@
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from svbatch.language.cache import KeyValueCache
+from svbatch.language.cache import KeyValueCache, closed_up
 
 
 def test_each_row_is_written_behind_its_own_end_and_grows_as_needed():
@@ -33,3 +35,15 @@ def test_selected_rows_are_a_copy_in_the_order_asked_for():
     some.update(torch.full((2, 1, 1, 1), 9.0), torch.full((2, 1, 1, 1), 9.0), 0)
     assert [part[:, :, 0].flatten().tolist() for part in next(iter(some))] == [[9, 9], [9, 9]]
     assert keys.flatten().tolist() == [0, 1, 2]
+
+
+@given(kept=st.lists(st.booleans(), min_size=1, max_size=12))
+def test_rows_that_are_kept_are_all_there_and_few_are_moved(kept):
+    rows = [row for row, is_kept in enumerate(kept) if is_kept]
+    order = closed_up(rows)
+    assert sorted(order) == rows
+    assert all(row in (place, *rows[len(set(rows) & set(range(len(rows)))) :]) for place, row in enumerate(order))
+    keys = torch.arange(float(len(kept))).view(-1, 1, 1, 1)
+    cache = KeyValueCache([(keys.clone(), -keys)])
+    cache.keep(torch.tensor(order, dtype=torch.int64))
+    assert [part.flatten().tolist() for part in next(iter(cache))] == [order, [-row for row in order]]
