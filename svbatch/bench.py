@@ -68,7 +68,7 @@ class Figures:
 def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figures:
     """Figures of a job whose recordings and tasks are all asked, medians of `repeats` runs of each."""
     check(job.tasks, model)
-    recordings = list(iter_recordings(job.corpus, job.corpus_base))
+    recordings = list(iter_recordings(job.corpus, job.corpus_base, follow_outside=job.follow_outside))
     speeds = {"float32": matrix_speed(torch.float32)}
     if precision == "bfloat16":
         speeds["bfloat16"] = matrix_speed(torch.bfloat16)

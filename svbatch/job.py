@@ -24,6 +24,7 @@ class JobFile(BaseModel):
     corpus: Annotated[tuple[Text, ...], Field(min_length=1)]
     tasks: tuple[Task, ...]
     output: Text
+    follow_outside: bool = False
     bundle: Text = "mini"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -33,14 +34,15 @@ class JobFile(BaseModel):
 class Job(BaseModel):
     """A job that can be run.
 
-    path: its file. corpus: as written; relative entries start from `corpus_base`. output: absolute.
-    bundle: a name, or an absolute folder."""
+    path: its file. corpus: as written; relative entries start from `corpus_base`; `follow_outside` lets its links and
+    manifests lead out of the entries' folders. output: absolute. bundle: a name, or an absolute folder."""
 
     model_config = ConfigDict(frozen=True)
 
     path: Path
     corpus: tuple[str, ...]
     corpus_base: Path
+    follow_outside: bool
     tasks: tuple[Task, ...]
     output: Path
     bundle: str
@@ -68,6 +70,7 @@ def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | None = No
         path=path,
         corpus=keys.corpus,
         corpus_base=Path.cwd() if corpus else folder,
+        follow_outside=keys.follow_outside,
         tasks=keys.tasks,
         output=Path(os.path.abspath(folder / keys.output)),
         bundle=os.path.abspath(folder / keys.bundle) if "/" in keys.bundle else keys.bundle,

@@ -40,7 +40,13 @@ class Plan:
 
 
 def make_plan(
-    corpus: Sequence[str], base: Path, tasks: Sequence[Task], versions: Mapping[str, str], recorded: pa.Table
+    corpus: Sequence[str],
+    base: Path,
+    tasks: Sequence[Task],
+    versions: Mapping[str, str],
+    recorded: pa.Table,
+    *,
+    follow_outside: bool = False,
 ) -> Plan:
     """The plan for `corpus` (entries relative to `base`), given the `recordings` of the output.
 
@@ -51,7 +57,7 @@ def make_plan(
     wanted = {f"{task.name}@{versions[task.name]}": task for task in tasks}
     groups: dict[tuple[str, ...], list[tuple[Recording, list[str]]]] = {}
     num_unchanged = 0
-    for recording in iter_recordings(corpus, base):
+    for recording in iter_recordings(corpus, base, follow_outside=follow_outside):
         row = known.get(recording.uri)
         unchanged = row is not None and (row["size_bytes"], row["modified_at"]) == (
             recording.size_bytes,

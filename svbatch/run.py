@@ -71,7 +71,14 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
         store.tidy()
         started_at = datetime.now(UTC)
         run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        plan = make_plan(job.corpus, job.corpus_base, job.tasks, versions, store.recordings())
+        plan = make_plan(
+            job.corpus,
+            job.corpus_base,
+            job.tasks,
+            versions,
+            store.recordings(),
+            follow_outside=job.follow_outside,
+        )
         counts: Counter[str] = Counter()
         audio_seconds = 0.0
         model, device, precision = None, None, None

@@ -44,7 +44,7 @@ class Output:
 
 def asked(plan: Plan) -> dict[str, list[str]]:
     """The names of the tasks asked, by name of recording."""
-    return {r.path.name: [task.name for task in b.tasks] for b in plan.batches for r in b.recordings}
+    return {r.uri.rsplit("/", 1)[-1]: [task.name for task in b.tasks] for b in plan.batches for r in b.recordings}
 
 
 def tasks(*entries: object) -> list[Task]:

@@ -14,7 +14,9 @@ SHIPPED_JOBS = Path(__file__).parents[1] / "jobs"
 
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option("--corpus", multiple=True, help="Recordings instead of the job's: a folder, file or glob.")
+@click.option(
+    "--corpus", multiple=True, help="Recordings instead of the job's: a folder, file, glob, address or manifest."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="A folder for the tables instead of the job's.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE).")
 @click.option("--quiet", is_flag=True, help="Say nothing unless something failed.")
@@ -42,7 +44,9 @@ def run(job: Path, corpus: tuple[str, ...], output: Path | None, cache: Path | N
 
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option("--corpus", multiple=True, help="Recordings instead of the job's: a folder, file or glob.")
+@click.option(
+    "--corpus", multiple=True, help="Recordings instead of the job's: a folder, file, glob, address or manifest."
+)
 @click.option(
     "--repeats",
     default=3,

@@ -5,9 +5,10 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from svbatch.corpus.recording import EPOCH, Recording
+from svbatch.corpus.content import content_of
+from svbatch.corpus.recording import EPOCH, LocalFile, Recording
 from svbatch.corpus.sources import iter_recordings
-from svbatch.errors import CorpusError
+from svbatch.errors import CorpusError, RecordingError
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def calls(tmp_path: Path) -> Path:
 
 
 def names(corpus: list[str], base: Path) -> list[str]:
-    return [str(recording.path.relative_to(base)) for recording in iter_recordings(corpus, base)]
+    return [recording.uri.removeprefix(f"{base}/") for recording in iter_recordings(corpus, base)]
 
 
 def test_a_folder_is_searched_for_audio_in_the_order_of_names(calls: Path) -> None:
@@ -34,7 +35,7 @@ def test_a_recording_carries_its_uri_size_and_time_to_the_microsecond(calls: Pat
     assert list(iter_recordings(["b.wav"], calls)) == [
         Recording(
             uri=f"{calls}/b.wav",
-            path=calls / "b.wav",
+            location=LocalFile(calls / "b.wav"),
             size_bytes=4,
             modified_at=datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC),
         )
@@ -75,11 +76,31 @@ def test_a_recording_named_by_several_entries_is_listed_once(calls: Path) -> Non
     assert names(["sub", ".", "*.wav", "sub/../b.wav", str(calls)], calls) == ["sub/a.FLAC", "b.wav"]
 
 
-def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(calls: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_followed_and_a_loop_is_not(calls: Path) -> None:
+    (calls / "sub" / "loop").symlink_to(calls)
+    (calls / "today").symlink_to("sub")
+    assert names(["."], calls) == ["b.wav", "sub/a.FLAC", "today/a.FLAC"]
+
+
+@pytest.mark.parametrize("entry", ["linked", "linked/*"])
+def test_a_link_that_leads_out_is_a_failure_unless_it_may(calls: Path, tmp_path: Path, entry: str) -> None:
     (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "loop").symlink_to(tmp_path / "linked")
     (tmp_path / "linked" / "calls").symlink_to(calls)
-    assert names(["linked"], tmp_path) == ["linked/calls/b.wav", "linked/calls/sub/a.FLAC"]
+    (tmp_path / "linked" / "b.wav").symlink_to(calls / "b.wav")
+    for recording in iter_recordings([entry], tmp_path):
+        with pytest.raises(RecordingError) as error:
+            content_of(recording)
+        assert error.value.code == "outside"
+        assert str(error.value) == (
+            f"{recording.uri} leads out of '{tmp_path}/linked'; set `follow_outside: true` in the job to follow it"
+        )
+    assert names([entry], tmp_path) == ["linked/b.wav", "linked/calls"]
+    followed = iter_recordings([entry], tmp_path, follow_outside=True)
+    assert [recording.uri.removeprefix(f"{tmp_path}/linked/") for recording in followed] == [
+        "b.wav",
+        "calls/b.wav",
+        "calls/sub/a.FLAC",
+    ]
 
 
 def test_every_missing_entry_is_named(calls: Path) -> None:
