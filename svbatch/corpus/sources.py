@@ -13,7 +13,26 @@ from pathlib import Path
 from svbatch.corpus.recording import EPOCH, Recording, modified_at
 from svbatch.errors import CorpusError
 
-AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+AUDIO_SUFFIXES = (
+    ".3gp",
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".amr",
+    ".flac",
+    ".m4a",
+    ".mka",
+    ".mkv",
+    ".mov",
+    ".mp3",
+    ".mp4",
+    ".oga",
+    ".ogg",
+    ".opus",
+    ".wav",
+    ".webm",
+    ".wma",
+)
 # What a uri cannot hold as it is: the escape sign, control characters, and bytes that are not UTF-8.
 _ESCAPED = re.compile("[%\x00-\x1f\x7f\udc80-\udcff]")
 
