@@ -9,12 +9,14 @@ Nothing here writes or knows an output. Whatever keeps one recording from an ans
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from svbatch.ask import ask
 from svbatch.contract import contract_of
@@ -33,6 +35,7 @@ from svbatch.timing import part
 
 SPANS_AT_ONCE = 32
 MAX_MEMORY_BYTES = 2 * 2**30
+MAX_SOUND_BYTES = 512 * 2**20  # of the recordings that are heard together: 2.3 hours, or one
 log = logging.getLogger(__name__)
 
 
@@ -50,23 +53,41 @@ class Annotated:
 
 @dataclass
 class Item:
-    """One recording on its way: its audio, or why there is none, its segments that hold speech, and whether all of it
-    could be heard."""
+    """One recording on its way: its audio, whose samples are let go once they are heard, or why there is none; its
+    segments that hold speech, and whether all of it could be heard."""
 
     recording: Recording
     audio: Audio | None = None
     failure: RecordingError | None = None
+    num_samples: int = 0
     num_segments: int = 0
     is_whole: bool = True
+
+    @property
+    def start_s(self) -> float:
+        """Where the recording starts in its source."""
+        return self.recording.span.start_s if self.recording.span else 0.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """A span of one recording that is heard once: a segment, or a window without one."""
+    """A span of one track of a recording that is heard once: a segment, or a window without one."""
 
     item: Item
+    track: int
     span: Segment
     is_segment: bool
+
+    @property
+    def waveform(self) -> NDArray[np.float32]:
+        assert self.item.audio is not None
+        return self.item.audio.waveforms[self.track, self.span.start : self.span.end]
+
+    @property
+    def channel(self) -> int | None:
+        """Of the source; None where all are mixed."""
+        assert self.item.audio is not None
+        return self.item.audio.tracks[self.track]
 
 
 def annotate(
@@ -76,27 +97,31 @@ def annotate(
     model: Model,
     run_id: str,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
+    decoded: Iterator[Audio | RecordingError] | None = None,
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
-    takes at most `max_memory_bytes` beside the model, by estimate, or is one segment."""
-    items = [_decoded(recording) for recording in recordings]
-    places = [place for item in items for place in _places(item, tasks)]
+    takes at most `max_memory_bytes` beside the model, by estimate, or is one segment. As many of `decoded` are taken as
+    there are recordings, one for each; without it they are decoded here."""
+    items: list[Item] = []
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
+    unanswered = []
+    for together in _heard_together(recordings, _decoded(recordings) if decoded is None else decoded):
+        places = [place for item in together for place in _places(item, tasks)]
+        with torch.inference_mode():
+            for batch in _batches(places):
+                for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes):
+                    if isinstance(answer, Unanswered):
+                        unanswered.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
+                    else:
+                        answers[task.name].append((place, answer))
+        items += map(_without_samples, together)
     failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
-    num_broken = len(failures)
-    with torch.inference_mode():
-        for batch in _batches(places):
-            for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes):
-                if isinstance(answer, Unanswered):
-                    failures.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
-                else:
-                    answers[task.name].append((place, answer))
     return Annotated(
         answers={task.name: _table(task, answers[task.name], versions[task.name], run_id) for task in tasks},
-        failures=table_of("failures", failures),
+        failures=table_of("failures", failures + unanswered),
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
-        num_unanswered=len(failures) - num_broken,
+        num_unanswered=len(unanswered),
     )
 
 
@@ -159,12 +184,38 @@ def _asked(
             yield task, batch[row], answer
 
 
-def _decoded(recording: Recording) -> Item:
-    try:
+def _decoded(recordings: Sequence[Recording]) -> Iterator[Audio | RecordingError]:
+    for recording in recordings:
+        try:
+            yield decode(recording)
+        except RecordingError as failure:
+            yield failure
+
+
+def _heard_together(
+    recordings: Sequence[Recording], decoded: Iterator[Audio | RecordingError]
+) -> Iterator[Sequence[Item]]:
+    """The recordings in order, as many at a time as hold MAX_SOUND_BYTES."""
+    together: list[Item] = []
+    num_bytes = 0
+    for recording in recordings:
         with part("decode"):
-            return Item(recording, audio=decode(recording))
-    except RecordingError as failure:
-        return Item(recording, failure=failure)
+            found = next(decoded)
+        if isinstance(found, RecordingError):
+            together.append(Item(recording, failure=found))
+        else:
+            together.append(Item(recording, found, num_samples=found.num_samples))
+            num_bytes += found.waveforms.nbytes
+        if num_bytes >= MAX_SOUND_BYTES:
+            yield together
+            together, num_bytes = [], 0
+    yield together
+
+
+def _without_samples(item: Item) -> Item:
+    if item.audio:
+        item.audio = replace(item.audio, waveforms=item.audio.waveforms[:, :0].copy())
+    return item
 
 
 def _places(item: Item, tasks: Sequence[Task]) -> Iterator[Place]:
@@ -172,12 +223,12 @@ def _places(item: Item, tasks: Sequence[Task]) -> Iterator[Place]:
     between them where one is about windows."""
     if item.audio is None:
         return
-    waveform = item.audio.waveform
-    segments = speech_segments(waveform)
     has_windows = any(task.scope == "window" for task in tasks)
-    is_segment = set(segments).__contains__
-    for span in windows(waveform.size, segments) if has_windows else segments:
-        yield Place(item, span, is_segment(span))
+    for track, waveform in enumerate(item.audio.waveforms):
+        segments = speech_segments(waveform)
+        is_segment = set(segments).__contains__
+        for span in windows(waveform.size, segments) if has_windows else segments:
+            yield Place(item, track, span, is_segment(span))
 
 
 def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
@@ -190,9 +241,7 @@ def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
 def _span(place: Place, tasks: Sequence[Task]) -> Span:
     """Segments are transcribed if any task is about them: the recogniser has a say in whether they hold speech."""
     is_asked = any(task.scope != "window" for task in tasks)
-    assert place.item.audio is not None
-    waveform = place.item.audio.waveform[place.span.start : place.span.end]
-    return Span(waveform, place.span.start_s, transcribed=place.is_segment and is_asked)
+    return Span(place.waveform, place.item.start_s + place.span.start_s, transcribed=place.is_segment and is_asked)
 
 
 def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
@@ -201,9 +250,9 @@ def _common(place: Place, version: str, run_id: str) -> dict[str, Any]:
     return {
         "uri": item.recording.uri,
         "recording_id": item.audio.recording_id,
-        "channel": None,
-        "start": place.span.start_s,
-        "end": place.span.end_s,
+        "channel": place.channel,
+        "start": item.start_s + place.span.start_s,
+        "end": item.start_s + place.span.end_s,
         "task_version": version,
         "run_id": run_id,
         "annotated_at": datetime.now(UTC),
@@ -214,18 +263,17 @@ def _table(task: Task, answers: Sequence[tuple[Place, Answer]], version: str, ru
     if task.scope == "recording":
         answers = list(_of_recordings(task, answers))
     rows = [_common(place, version, run_id) | task.carried | answer for place, answer in answers]
-    return table_of(contract_of(task), sorted(rows, key=lambda row: (row["uri"], row["start"])))
+    return table_of(contract_of(task), sorted(rows, key=lambda row: (row["uri"], row["channel"] or 0, row["start"])))
 
 
 def _of_recordings(task: Task, answers: Sequence[tuple[Place, Answer]]) -> Iterator[tuple[Place, Answer]]:
-    """One answer for each recording, combined from those of its segments."""
-    by_uri: dict[str, list[tuple[Place, Answer]]] = {}
+    """One answer for each track of a recording, combined from those of its segments."""
+    by_track: dict[tuple[str, int], list[tuple[Place, Answer]]] = {}
     for place, answer in sorted(answers, key=lambda each: each[0].span):
-        by_uri.setdefault(place.item.recording.uri, []).append((place, answer))
-    for parts in by_uri.values():
-        item = parts[0][0].item
-        assert item.audio is not None
-        whole = Place(item, Segment(0, item.audio.waveform.size), is_segment=False)
+        by_track.setdefault((place.item.recording.uri, place.track), []).append((place, answer))
+    for parts in by_track.values():
+        first = parts[0][0]
+        whole = replace(first, span=Segment(0, first.item.num_samples), is_segment=False)
         yield whole, combined(task, [answer for _, answer in parts], [p.span.num_samples for p, _ in parts])
 
 

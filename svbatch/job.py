@@ -28,6 +28,7 @@ class JobFile(BaseModel):
     bundle: Text = "mini"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    channels: Literal["mix", "first", "each"] = "mix"
     max_memory: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5} (MiB|GiB)$")] = "2 GiB"
 
 
@@ -48,6 +49,7 @@ class Job(BaseModel):
     bundle: str
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["auto", "cpu", "cuda"]
+    channels: Literal["mix", "first", "each"]
     max_memory_bytes: int
 
 
@@ -76,6 +78,7 @@ def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | None = No
         bundle=os.path.abspath(folder / keys.bundle) if "/" in keys.bundle else keys.bundle,
         precision=keys.precision,
         device=keys.device,
+        channels=keys.channels,
         max_memory_bytes=_bytes(keys.max_memory),
     )
 

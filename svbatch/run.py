@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,9 @@ from tqdm import tqdm
 
 from svbatch.bundle import Bundle, find_bundle
 from svbatch.contract import contract_of
+from svbatch.corpus.decode import Audio
+from svbatch.corpus.workers import decoding, workers_for
+from svbatch.errors import RecordingError
 from svbatch.job import Job
 from svbatch.plan import ANSWER_SETTINGS, Batch, make_plan
 from svbatch.tables.schemas import arrow_schema, table_of
@@ -64,7 +67,8 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
     """
     bundle = find_bundle(job.bundle, cache=cache)
     schemas = {task.name: arrow_schema(contract_of(task)) for task in job.tasks}
-    versions = {task.name: task_version(task, bundle.id, ANSWER_SETTINGS) for task in job.tasks}
+    settings = ANSWER_SETTINGS | {"channels": job.channels}
+    versions = {task.name: task_version(task, bundle.id, settings) for task in job.tasks}
     store = Store(job.output)
     with store.lock():
         store.prepare(schemas)
@@ -83,12 +87,16 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
         audio_seconds = 0.0
         model, device, precision = None, None, None
         if plan.batches:
-            model, device, precision = _load(bundle, job)
-            progress = Progress(plan.num_recordings, quiet=quiet)
-            for batch in plan.batches:
-                audio_seconds += _answer(batch, versions, model, run_id, store, counts, job.max_memory_bytes)
-                progress.advance(len(batch.recordings), audio_seconds, counts)
-            progress.close()
+            recordings = (recording for batch in plan.batches for recording in batch.recordings)
+            with decoding(recordings, job.channels, num_workers=workers_for(plan.num_recordings)) as decoded:
+                model, device, precision = _load(bundle, job)
+                progress = Progress(plan.num_recordings, quiet=quiet)
+                for batch in plan.batches:
+                    audio_seconds += _answer(
+                        batch, versions, model, run_id, store, counts, job.max_memory_bytes, decoded
+                    )
+                    progress.advance(len(batch.recordings), audio_seconds, counts)
+                progress.close()
         outcome = Outcome(
             run_id=run_id,
             annotated=counts["annotated"],
@@ -126,12 +134,13 @@ def _answer(
     store: Store,
     counts: Counter[str],
     max_memory_bytes: int,
+    decoded: Iterator[Audio | RecordingError],
 ) -> float:
     """Annotates and commits one batch; returns the seconds of audio heard."""
     from svbatch.annotate import annotate
 
     asked = {task.name: versions[task.name] for task in batch.tasks}
-    annotated = annotate(batch.recordings, batch.tasks, asked, model, run_id, max_memory_bytes)
+    annotated = annotate(batch.recordings, batch.tasks, asked, model, run_id, max_memory_bytes, decoded)
     store.commit(annotated.answers, annotated.failures, _with_kept(annotated.recordings, batch.kept))
     counts.update(annotated.recordings["status"].to_pylist())
     counts["unanswered"] += annotated.num_unanswered

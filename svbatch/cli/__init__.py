@@ -15,6 +15,7 @@ from svbatch.errors import SvbatchError
 
 COMMANDS = {
     "run": "Answer a job's tasks for every recording that has no answers yet.",
+    "scan": "Say what a corpus holds: durations, formats, silence, duplicates, broken files.",
     "tasks": "List, show and check tasks, and write their tables' contracts.",
     "bundle": "List, show, check and fetch models.",
     "train": "Train projector and adapter by a recipe.",
@@ -25,6 +26,7 @@ COMMANDS = {
 }
 MODULES = {
     "run": "run",
+    "scan": "corpus",
     "tasks": "tasks",
     "bundle": "model",
     "train": "model",

@@ -1,172 +1,204 @@
-"""A recording's bytes -> its samples, mono at 16 kHz, or the reason why not.
+"""A recording's bytes -> its samples at 16 kHz, or the reason why not.
 
-Covered: bytes are read once, so that hash and samples belong together; a recording that is cut short, or
-that libsndfile would read only in part, is an error and never a shorter recording. Not covered: a cut WAV
-that was written to a pipe, a cut MP3 without a count in its first frame: nothing says how long they were.
+Covered: bytes are read once, so that hash and samples belong together; a recording that is cut short, or that a
+decoder would read only in part, is an error and never a shorter recording; what is decoded is bounded in channels and
+seconds before it is there. A run decodes in processes of their own: see workers.
 """
 
 import hashlib
-import io
-import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
 from svbatch.corpus.content import content_of
-from svbatch.corpus.recording import Recording
+from svbatch.corpus.recording import Recording, Span
+from svbatch.corpus.sound_files import open_sound_file
+from svbatch.corpus.source import Source, refusal
+from svbatch.corpus.wholeness import container_of
 from svbatch.errors import RecordingError
 
 SAMPLE_RATE_HZ = 16_000
-MAX_DURATION_S = 24 * 60 * 60
+MAX_DECODED_S = 12 * 60 * 60  # of all tracks together: 2.8 GB
+MAX_CHANNELS = 32
+MIN_SOURCE_RATE_HZ = 2_000  # a header that says less is wrong, or the source holds no speech
+SPAN_LENIENCE_S = 0.01  # manifests round the end of a source
 
-# What libsndfile reads and this module can tell to be whole.
-FORMATS = ("AIFF", "FLAC", "MP3", "OGG", "RF64", "WAV", "WAVEX")
-
-Code = Literal["unreadable", "changed", "empty", "no_audio", "unsupported", "truncated", "too_long", "bad_samples"]
-
-_BLOCK_VALUES = 2**22  # frames times channels read at once: 16 MiB
-_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX: the header does not say
-_MP3_FRAME_SAMPLES = 1152
-_OGG_FIRST_PAGE, _OGG_LAST_PAGE = 2, 4  # flags of a page, RFC 3533 section 6
-_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+Channels = Literal["mix", "first", "each"]
 
 
-@dataclass(frozen=True, eq=False)
-class Audio:
-    """One recording's samples.
+@dataclass(frozen=True)
+class Properties:
+    """What decoding found out of a recording.
 
-    `waveform` is float32 (S,), mono, 16 kHz, full scale 1.0 (a float source may exceed it); S is 0 if the
-    source is shorter than one sample. `recording_id` is the SHA-256 of the file's bytes, in hex.
-    `duration_s`, `sample_rate_hz` and `channels` are the source's.
+    `recording_id` is the SHA-256 of the file's bytes in hex, of a span that of bytes and span. `duration_s` is the
+    recording's, so of a span its own; `sample_rate_hz`, `channels`, `container` and `codec` are the source's. `tracks`
+    are the channels that were decoded, from 0, or None alone where all were mixed.
     """
 
-    waveform: NDArray[np.float32]
     recording_id: str
     duration_s: float
     sample_rate_hz: int
     channels: int
+    container: str
+    codec: str
+    tracks: tuple[int | None, ...]
 
 
-def decode(recording: Recording) -> Audio:
-    """All channels of a recording mixed to mono by their mean, at 16 kHz.
+@dataclass(frozen=True, eq=False)
+class Audio(Properties):
+    """One recording's samples: `waveforms` is float32 (tracks, S) at 16 kHz, full scale 1.0 (a float source may exceed
+    it); S is 0 if the source is shorter than one sample."""
 
-    Raises RecordingError, stage "decode", with one of the codes in `Code`.
+    waveforms: NDArray[np.float32]
+
+    @property
+    def waveform(self) -> NDArray[np.float32]:
+        """The only track, (S,)."""
+        assert len(self.waveforms) == 1
+        waveform: NDArray[np.float32] = self.waveforms[0]
+        return waveform
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.waveforms.shape[1])
+
+
+def decode(recording: Recording, channels: Channels = "mix") -> Audio:
+    """A recording at 16 kHz: its channels mixed to mono by their mean, the first alone, or each as a track.
+
+    Raises RecordingError, stage "decode", with a code of `svbatch.corpus.source.Code` or `svbatch.corpus.content`.
     """
-    content = content_of(recording)
-    if content[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (missing := _missing_bytes(content)):
-        raise _truncated(recording, f"{missing} bytes that its header promises are not there")
-    if content[:4] == b"OggS":
-        _check_ogg(recording, content)
-    try:
-        source = soundfile.SoundFile(io.BytesIO(content))
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.rstrip(".")
-        what = f"holds no audio that can be read ({reason}); convert it to WAV or FLAC, or remove it"
-        raise _failure(recording, "no_audio", what) from error
-    with source:
-        if source.format not in FORMATS:
-            raise _failure(recording, "unsupported", f"is {source.format_info}; convert it to WAV or FLAC")
-        if source.frames == 0:
-            raise _failure(recording, "empty", "has a header and no samples; copy it again, or remove it")
-        if source.frames == _UNKNOWN_FRAMES:
-            raise _failure(recording, "unsupported", "does not tell its length; write it to a file, not to a pipe")
-        if source.frames > MAX_DURATION_S * source.samplerate:
-            raise _failure(recording, "too_long", f"is longer than {MAX_DURATION_S // 3600} hours; split it")
-        num_frames = 0
-        resampler = soxr.ResampleStream(source.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-        parts = []
-        for block in _iter_mono(recording, source):
-            num_frames += block.size
-            parts.append(resampler.resample_chunk(block))
-        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        return Audio(
-            waveform=np.concatenate(parts),
-            recording_id=hashlib.sha256(content).hexdigest(),
-            duration_s=num_frames / source.samplerate,
-            sample_rate_hz=source.samplerate,
-            channels=source.channels,
-        )
-
-
-def _iter_mono(recording: Recording, source: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
-    """Mono blocks of `source` at its own rate. Raises RecordingError for what is wrong or missing."""
-    rate = source.samplerate
-    num_read = 0
+    blocks = iter_decoded(recording, channels)
+    samples = bytearray()
     while True:
         try:
-            block = source.read(_BLOCK_VALUES // source.channels, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise _truncated(recording, f"no audio can be read after {num_read / rate:.2f} s") from error
-        if not len(block):
-            break
-        num_read += len(block)
-        with np.errstate(over="ignore", invalid="ignore"):
-            mono = block.mean(axis=1)
-        if not np.isfinite(mono).all():
-            what = "holds samples that are not finite numbers; write it again without NaN and infinity"
-            raise _failure(recording, "bad_samples", what)
-        yield mono
-    # Some encoders count an MP3's first frame, which holds the count and no audio.
-    lenience = _MP3_FRAME_SAMPLES if source.format == "MP3" else 0
-    if num_read < source.frames - lenience:
-        raise _truncated(recording, f"{num_read / rate:.2f} of {source.frames / rate:.2f} s can be read")
+            samples += next(blocks)
+        except StopIteration as end:
+            return audio_of(end.value, samples)
 
 
-def _missing_bytes(content: bytes) -> int:
-    """How many bytes a WAV, RF64 or AIFF header promises for the samples beyond the end of `content`."""
-    order: Literal["big", "little"] = "big" if content[:4] in (b"FORM", b"RIFX") else "little"
-    end = 8 + _known_size(int.from_bytes(content[4:8], order))
-    size_64 = 0
-    position = 12
-    while min(name := content[position : position + 4], default=0) >= ord(" "):
-        size = int.from_bytes(content[position + 4 : position + 8], order)
-        body = position + 8
-        if name == b"ds64":
-            size_64 = int.from_bytes(content[body + 8 : body + 16], "little")
-        if name in (b"data", b"SSND"):
-            end = body + (size_64 or _known_size(size))
-            break
-        position = body + size + size % 2
-    return max(0, end - len(content))
+def audio_of(properties: Properties, samples: bytearray) -> Audio:
+    """The audio whose samples are these bytes: float32, the tracks' values of one moment side by side."""
+    values: NDArray[np.float32] = np.frombuffer(samples, np.float32).reshape(-1, len(properties.tracks))
+    return Audio(**vars(properties), waveforms=np.ascontiguousarray(values.T))
 
 
-def _known_size(size: int) -> int:
-    """`size`, or 0 if it means "unknown": just below 2**31 or 2**32, as sox and ffmpeg write into a pipe."""
-    return 0 if -size % 2**31 < 2**16 else size
+def iter_decoded(recording: Recording, channels: Channels) -> Generator[bytes, None, Properties]:
+    """The bytes that `audio_of` takes, block by block, the first empty when the source has been read; at the end what
+    they are of. Raises as `decode` does."""
+    content = content_of(recording)
+    yield b""
+    digest = hashlib.sha256(content)
+    if recording.span:
+        digest.update(f"#t={recording.span.start_s!r},{recording.span.end_s!r}".encode())
+    try:
+        with _opened(content) as source:
+            del content  # the source has it
+            tracks = _tracks(source, channels)
+            start, end = _span(source, recording.span, len(tracks))
+            num_frames = 0
+            resampler = soxr.ResampleStream(
+                source.sample_rate_hz, SAMPLE_RATE_HZ, len(tracks), dtype="float32", quality="HQ"
+            )
+            for block in _iter_cut(source, start, end, recording.span):
+                num_frames += len(block)
+                if num_frames * len(tracks) > MAX_DECODED_S * source.sample_rate_hz:
+                    raise _too_long(num_frames / source.sample_rate_hz, len(tracks))
+                yield resampler.resample_chunk(_tracks_of(block, channels)).tobytes()
+            rest = np.zeros((0, len(tracks)), np.float32)
+            yield resampler.resample_chunk(rest, last=True).tobytes()
+            return Properties(
+                recording_id=digest.hexdigest(),
+                duration_s=num_frames / source.sample_rate_hz,
+                sample_rate_hz=source.sample_rate_hz,
+                channels=source.channels,
+                container=source.container,
+                codec=source.codec,
+                tracks=tracks,
+            )
+    except RecordingError as error:
+        raise RecordingError(error.stage, error.code, f"{recording.uri} {error}") from error
 
 
-def _check_ogg(recording: Recording, content: bytes) -> None:
-    """Raises RecordingError for what libsndfile leaves out: damaged pages, the streams after the first."""
-    position, was_last = 0, False
-    while content[position : position + 4] == b"OggS" and position + 27 <= len(content):
-        flags, num_lacing = content[position + 5], content[position + 26]
-        if was_last and flags & _OGG_FIRST_PAGE:
-            raise _failure(recording, "unsupported", "is several Ogg streams in one file; convert it to FLAC")
-        was_last = bool(flags & _OGG_LAST_PAGE)
-        size = 27 + num_lacing + sum(content[position + 27 : position + 27 + num_lacing])
-        page = content[position : position + size]
-        if len(page) == size and _ogg_checksum(page) != page[22:26]:
-            raise _truncated(recording, f"the checksum of the Ogg page at byte {position} is wrong")
-        position += size
-    if not was_last or position > len(content):
-        raise _truncated(recording, "the end of its Ogg stream is not there")
+def _opened(content: bytes) -> AbstractContextManager[Source]:
+    """libsndfile reads it unless its first bytes say otherwise."""
+    container = container_of(content)
+    if container is None:
+        return open_sound_file(content)
+    from svbatch.corpus.containers import open_container  # imports av, which few corpora need
+
+    return open_container(content, container)
 
 
-def _ogg_checksum(page: bytes) -> bytes:
-    """The CRC-32 of RFC 3533 section 6, at byte 22: that of zlib with bits reversed, nothing inverted."""
-    reversed_page = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
-    crc = zlib.crc32(reversed_page, 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return crc.to_bytes(4, "big").translate(_REVERSED_BITS)
+def _tracks(source: Source, channels: Channels) -> tuple[int | None, ...]:
+    """Which channels are decoded. Raises RecordingError for a source that holds too many, or no speech."""
+    if source.channels > MAX_CHANNELS:
+        what = f"has {source.channels} channels, and at most {MAX_CHANNELS} are read; split it"
+        raise refusal("too_many_channels", what)
+    if source.sample_rate_hz < MIN_SOURCE_RATE_HZ:
+        what = f"has a sample rate of {source.sample_rate_hz} Hz, too low for speech; correct its header, or remove it"
+        raise refusal("unsupported", what)
+    match channels:
+        case "mix":
+            return (None,)
+        case "first":
+            return (0,)
+        case "each":
+            return tuple(range(source.channels))
 
 
-def _truncated(recording: Recording, what: str) -> RecordingError:
-    return _failure(recording, "truncated", f"is cut short or damaged: {what}; copy or record it again")
+def _span(source: Source, span: Span | None, num_tracks: int) -> tuple[int, int | None]:
+    """From which frame to which, None for the source's end. Raises RecordingError for more than can be decoded, and for
+    a span that lies past the source's end by its header."""
+    rate, known = source.sample_rate_hz, source.num_frames
+    start = round(span.start_s * rate) if span else 0
+    end = round(span.end_s * rate) if span and span.end_s is not None else None
+    if span and known is not None:
+        _check_span(span, known / rate)
+    last = end if end is not None else known
+    if last is not None and (last - start) * num_tracks > MAX_DECODED_S * rate:
+        raise _too_long((last - start) / rate, num_tracks)
+    return start, end
 
 
-def _failure(recording: Recording, code: Code, what: str) -> RecordingError:
-    return RecordingError("decode", code, f"{recording.uri} {what}")
+def _iter_cut(source: Source, start: int, end: int | None, span: Span | None) -> Iterator[NDArray[np.float32]]:
+    """The frames from `start` to `end`. What a decoder throws away before `start` counts for the time limit alone."""
+    position = start
+    for block in source.blocks_from(start):
+        rest = block if end is None else block[: end - position]
+        position += len(rest)
+        if len(rest):
+            yield rest
+        if position == end:
+            return
+    if span:
+        _check_span(span, position / source.sample_rate_hz)
+
+
+def _check_span(span: Span, duration_s: float) -> None:
+    if span.start_s >= duration_s or (span.end_s is not None and span.end_s > duration_s + SPAN_LENIENCE_S):
+        end = "its end" if span.end_s is None else f"{span.end_s:g} s"
+        what = f"is listed from {span.start_s:g} s to {end}, and the source is {duration_s:g} s long"
+        raise refusal("bad_span", f"{what}; correct the manifest")
+
+
+def _tracks_of(block: NDArray[np.float32], channels: Channels) -> NDArray[np.float32]:
+    """(frames, channels) -> (frames, tracks). Raises RecordingError for a value that is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mixed = block.mean(axis=1, keepdims=True) if channels == "mix" else block
+    tracks = np.ascontiguousarray(mixed[:, :1] if channels == "first" else mixed)
+    if not np.isfinite(tracks).all():
+        what = "holds samples that are not finite numbers; write it again without NaN and infinity"
+        raise refusal("bad_samples", what)
+    return tracks
+
+
+def _too_long(duration_s: float, num_tracks: int) -> RecordingError:
+    hours = f"{duration_s / 3600:.1f} hours" + (f" in each of {num_tracks} channels" if num_tracks > 1 else "")
+    limit = f"at most {MAX_DECODED_S // 3600} hours are heard at once"
+    return refusal("too_long", f"is {hours} long, and {limit}; split it, or list it in spans")

@@ -21,7 +21,26 @@ from svbatch.corpus.manifests.listing import SUFFIXES, is_manifest, iter_kaldi_f
 from svbatch.corpus.recording import EPOCH, LocalFile, Recording, Refused, RemoteFile, Status, source_uri
 from svbatch.errors import CorpusError
 
-AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+AUDIO_SUFFIXES = (
+    ".3gp",
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".amr",
+    ".flac",
+    ".m4a",
+    ".mka",
+    ".mkv",
+    ".mov",
+    ".mp3",
+    ".mp4",
+    ".oga",
+    ".ogg",
+    ".opus",
+    ".wav",
+    ".webm",
+    ".wma",
+)
 TAR_SUFFIX = ".tar"
 COMPRESSED_TARS = (".tar.bz2", ".tar.gz", ".tar.xz", ".tar.zst", ".tgz")
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from svbatch.corpus.decode import Audio, Code, decode
+from svbatch.corpus.decode import Audio, decode
 from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import RecordingError
 
@@ -39,7 +39,7 @@ def decoded(path: Path, content: bytes | None = None) -> Audio:
     return decode(recording)
 
 
-def refusal(path: Path, code: Code, content: bytes | None = None) -> str:
+def refusal(path: Path, code: str, content: bytes | None = None) -> str:
     """The message, without the uri in front, with which `path` is refused as `code`."""
     with pytest.raises(RecordingError) as error:
         decoded(path, content)
@@ -214,13 +214,20 @@ def test_a_wav_written_to_a_pipe_is_read_to_its_end(tmp_path: Path, size: int) -
     assert decoded(tmp_path / "a.wav", content).waveform.shape == (16_000,)
 
 
-def test_a_flac_that_does_not_tell_its_length_is_refused(tmp_path: Path) -> None:
-    content = bytearray(FLAC)
+def without_length(flac: bytes) -> bytes:
+    content = bytearray(flac)
     content[21] &= 0xF0  # the number of samples in STREAMINFO: 36 bits, 0 for unknown
     content[22:26] = bytes(4)
-    assert refusal(tmp_path / "a.flac", "unsupported", bytes(content)) == (
-        "does not tell its length; write it to a file, not to a pipe"
-    )
+    return bytes(content)
+
+
+def test_a_flac_written_to_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    expected = decoded(tmp_path / "a.flac", FLAC).waveform
+    np.testing.assert_array_equal(decoded(tmp_path / "b.flac", without_length(FLAC)).waveform, expected)
+
+
+def test_a_flac_written_to_a_pipe_and_cut_inside_a_frame_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / "a.flac", "truncated", without_length(FLAC)[:-100])
 
 
 def test_chunks_beside_the_samples_do_not_matter(tmp_path: Path) -> None:
@@ -231,10 +238,23 @@ def test_chunks_beside_the_samples_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [OPUS, VORBIS], ids=["Opus", "Vorbis"])
-def test_several_ogg_streams_in_one_file_are_refused(tmp_path: Path, stream: bytes) -> None:
-    assert refusal(tmp_path / "a.ogg", "unsupported", stream + stream) == (
-        "is several Ogg streams in one file; convert it to FLAC"
+def test_ogg_streams_that_follow_one_another_are_one_recording(tmp_path: Path, stream: bytes) -> None:
+    once, twice = decoded(tmp_path / "a.ogg", stream), decoded(tmp_path / "b.ogg", stream + stream)
+    assert twice.duration_s == 2 * once.duration_s
+    inner = slice(400, 79_600)
+    np.testing.assert_allclose(twice.waveform[inner], once.waveform[inner], atol=1e-6)
+    np.testing.assert_allclose(twice.waveform[80_000:][inner], once.waveform[inner], atol=1e-6)
+
+
+def test_ogg_streams_of_two_rates_in_one_file_are_refused(tmp_path: Path) -> None:
+    other = encoded(tone(1, 8_000), 8_000, "OGG", "VORBIS")
+    assert refusal(tmp_path / "a.ogg", "unsupported", VORBIS + other) == (
+        "changes its sample rate or channels from stream to stream; convert it to FLAC"
     )
+
+
+def test_a_cut_in_the_last_of_several_ogg_streams_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / "a.ogg", "truncated", OPUS + OPUS[:-1])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
@@ -247,9 +267,23 @@ def test_samples_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     )
 
 
-def test_more_than_24_hours_are_refused(tmp_path: Path) -> None:
-    content = encoded(np.zeros(24 * 3600 * 10 + 1), 10, subtype="PCM_U8")
-    assert refusal(tmp_path / "a.wav", "too_long", content) == "is longer than 24 hours; split it"
+def test_more_than_12_hours_are_refused_by_the_header(tmp_path: Path) -> None:
+    content = encoded(np.zeros(12 * 3600 * 2000 + 1), 2000, subtype="PCM_U8")
+    assert refusal(tmp_path / "a.wav", "too_long", content) == (
+        "is 12.0 hours long, and at most 12 hours are heard at once; split it, or list it in spans"
+    )
+
+
+def test_too_many_channels_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "a.wav", "too_many_channels", encoded(np.zeros((10, 64)), 16_000)) == (
+        "has 64 channels, and at most 32 are read; split it"
+    )
+
+
+def test_a_rate_that_holds_no_speech_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "a.wav", "unsupported", encoded(np.zeros(10), 1)) == (
+        "has a sample rate of 1 Hz, too low for speech; correct its header, or remove it"
+    )
 
 
 def test_a_fifo_is_refused_without_being_opened(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_a_corpus_without_audio_is_an_error_that_tells_the_suffixes(tmp_path: Pa
     with pytest.raises(CorpusError) as error:
         list(iter_recordings(["."], tmp_path))
     assert str(error.value) == (
-        "corpus: no recording in '.' (looked for .aif, .aiff, .flac, .mp3, .oga, .ogg, .opus, .wav); "
-        "name a folder that holds some"
+        "corpus: no recording in '.' (looked for .3gp, .aac, .aif, .aiff, .amr, .flac, .m4a, .mka, .mkv, .mov, .mp3, "
+        ".mp4, .oga, .ogg, .opus, .wav, .webm, .wma); name a folder that holds some"
     )
 
 
