@@ -47,7 +47,7 @@ class Tables:
 
     def names(self) -> list[str]:
         """All tables of ours."""
-        return [name for name in self.folder.folders() if self.exists(name) and self._is_ours(name)]
+        return [name for name in self.folder.folders() if self.exists(name) and self.is_ours(name)]
 
     def exists(self, table: str) -> bool:
         """Whether there is a Delta table, whoever has made it."""
@@ -197,7 +197,8 @@ class Tables:
     def _address(self, table: str) -> Path | str:
         return self.folder.path / table if self.folder.path else self.folder.address_of(table)
 
-    def _is_ours(self, table: str) -> bool:
+    def is_ours(self, table: str) -> bool:
+        """Whether svbatch has made it; OutputError if its log is damaged."""
         self.refuse_torn_log(table)
         return bool(self.delta(table).metadata().description == DESCRIPTION)
 

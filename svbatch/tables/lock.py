@@ -261,8 +261,7 @@ class _Renewed(Hold):
 def _put(folder: Folder, name: str, mode: Any) -> str:
     """Puts a lock, other than any before it, under a condition; returns its ETag."""
     who = {"holder": f"process {os.getpid()} on {socket.gethostname()}", "token": secrets.token_hex(8)}
-    etag: str = obstore.put(folder.objects, name, json.dumps(who).encode(), mode=mode)["e_tag"]
-    return etag
+    return str(obstore.put(folder.objects, name, json.dumps(who).encode(), mode=mode)["e_tag"])
 
 
 def _uptime_s() -> float:

@@ -4,7 +4,7 @@ What a reader sees at all times, also after a kill: whole rows only, never a rec
 together, nothing double. What a plain glob `OUTPUT/<table>/*.parquet` sees after `tidy`: exactly the table.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,8 +90,9 @@ class Store:
 
         `recordings` names the batch, one row per uri. `answers` has the rows of every task that the batch was
         asked, by table, also where there are none: what a task no longer answers is gone. Earlier failures of
-        these tasks go too, those of other tasks stay. Each table changes atomically, `recordings` last: after
-        a kill in between, the batch is not listed as answered, is asked again and replaced.
+        these tasks go too, those of other tasks stay, unless they are of other bytes than the recording has now.
+        Each table changes atomically, `recordings` last: after a kill in between, the batch is not listed as
+        answered, is asked again and replaced.
         """
         uris = recordings["uri"].combine_chunks()
         assert len(uris.unique()) == len(uris), "a recording twice in one batch"
@@ -100,6 +101,7 @@ class Store:
         for table, rows in answers.items():
             self._replace(table, of_batch, rows)
         self._replace("failures", of_batch & asked, failures)
+        self._remove_stale(of_batch, recordings, but=answers)
         self._replace("recordings", of_batch, recordings)
 
     def append_run(self, row: pa.Table) -> None:
@@ -126,6 +128,21 @@ class Store:
             self.tables.make(table, rows.schema)
         self._check_schema(table, rows.schema, None)
         self.tables.replace(table, gone, rows)
+
+    def _remove_stale(self, of_batch: pc.Expression, recordings: pa.Table, *, but: Collection[str]) -> None:
+        """Removes what other tasks said of bytes that the recordings of a batch no longer have."""
+        if not self.tables.exists("recordings"):
+            return
+        now = dict(zip(*(recordings[name].to_pylist() for name in ("uri", "recording_id")), strict=True))
+        held = self.tables.read("recordings", ["uri", "recording_id"], of_batch).to_pylist()
+        changed = pa.array([row["uri"] for row in held if row["recording_id"] != now[row["uri"]]], pa.string())
+        if len(changed) == 0:
+            return
+        for table in sorted({*self.tables.names()} - {*but, *OWN_TABLES, "forgotten"}):
+            self.tables.replace(table, pc.field("uri").isin(changed), self.tables.schema(table).empty_table())
+        of_others = ~pc.field("task").isin(pa.array(list(but), pa.string()))
+        of_changed = pc.field("uri").isin(changed) & of_others
+        self.tables.replace("failures", of_changed, arrow_schema("failures").empty_table())
 
     def _check_schema(self, table: str, schema: pa.Schema, job: Path | None) -> None:
         if has_schema(self.tables.delta(table), schema):

@@ -146,7 +146,9 @@ def test_a_folder_that_is_no_table_is_refused_and_kept(tmp_path):
 
 def test_a_table_with_other_columns_is_refused_and_names_them(store):
     wider = arrow_schema("asr").append(pa.field("extra", pa.int32(), nullable=False))
-    with pytest.raises(OutputError, match=r"asr: .*held: no other; to write: extra int32 not null.*`svbatch migrate JOB --output "):
+    with pytest.raises(
+        OutputError, match=r"asr: .*held: no other; to write: extra int32 not null.*`svbatch migrate JOB --output "
+    ):
         store.prepare({"asr": wider})
 
 
