@@ -35,8 +35,8 @@ def migrate(store: Store, tasks: Mapping[str, pa.Schema]) -> list[Migrated]:
         for table, schema in existing.items()
         if not has_schema(store.tables.delta(table), schema)
     ]
-    for each in changed:
-        store.tables.rest(each.table)
+    for table in store.tables.names():
+        store.tables.rest(table)
     return changed
 
 

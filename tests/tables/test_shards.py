@@ -5,10 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from batches import expected, texts
 
-from svbatch.errors import BusyError
 from svbatch.tables.store import Store
 from svbatch.tables.verify import verify
 
