@@ -34,7 +34,8 @@ class JobFile(BaseModel):
 class Job(BaseModel):
     """A job that can be run.
 
-    path: its file. corpus: as written; relative entries start from `corpus_base`. output: an absolute Path, or an address.
+    path: its file. corpus: as written; relative entries start from `corpus_base`. output: an absolute
+    Path, or an address.
     bundle: a name, or an absolute folder."""
 
     model_config = ConfigDict(frozen=True)

@@ -77,7 +77,8 @@ class Tables:
         with self.reporting(table):
             if not self.exists(table):
                 path = self.folder.path and self.folder.path / table
-                if path and path.exists() and any(each.name != "_delta_log" for each in path.iterdir()):
+                others = path and path.exists() and any(each.name != "_delta_log" for each in path.iterdir())
+                if others and not self.exists(table):  # asked again: a shard may have just made it
                     raise OutputError(f"{path}: not a table of svbatch; move it away or choose another output")
                 statistics = ",".join(name for name in STATISTICS_COLUMNS if name in schema.names)
                 DeltaTable.create(

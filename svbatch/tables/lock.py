@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,9 @@ class DiskLocks:
                     raise _busy(self._folder, self._said(file, name)) from None
                 if not _is_at(file, path):  # another let go of it, and removed it
                     continue
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
+                with suppress(OSError):  # a full disk
+                    os.ftruncate(file.fileno(), 0)
+                    os.write(file.fileno(), str(os.getpid()).encode())
                 try:
                     yield Hold()
                 finally:

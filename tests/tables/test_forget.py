@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from batches import WHEN, asr, commit, failures, recordings, sha256
+import pytest
+from batches import WHEN, asr, commit, expected, failures, files_of, recordings, sha256, snapshot, texts
 from deltalake import DeltaTable
 
-from svbatch.tables.forget import forget
+from svbatch.errors import OutputError
+from svbatch.tables.forget import NOTE, forget, unforget
 from svbatch.tables.schemas import table_of
 
 SECRET = ["unspeakable", "/private/it's", "unmentionable", "whispered", "surname"]
@@ -123,7 +125,7 @@ def test_what_a_killed_run_left_of_it_is_forgotten_too(store):
 
 def test_an_unknown_name_is_an_error_and_nothing_is_forgotten(store):
     commit(store, {"/a": "alpha"})
-    with pytest.raises(OutputError, match="no recording is known as '/b', '/c'$"):
+    with pytest.raises(OutputError, match=r"no recording is known as '/b', '/c'$"):
         forget(store.tables, ["/a", "/c", "/b"])
     assert texts(store) == expected({"/a": "alpha"})
 

@@ -36,8 +36,8 @@ def names(store):
 
 
 def test_batches_are_committed_replaced_tidied_and_read(remote):
-    for said in ("one", "two"):
-        commit(remote, {"/a": said, "/b": "beta"}, failed=[("/b", "beta", "asr", "cut")])
+    for word in ("one", "two"):
+        commit(remote, {"/a": word, "/b": "beta"}, failed=[("/b", "beta", "asr", "cut")])
     assert texts(remote) == expected({"/a": "two", "/b": "beta"})
     assert remote.recordings()["uri"].sort().to_pylist() == ["/a", "/b"]
     remote.tidy()

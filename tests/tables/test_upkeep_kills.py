@@ -42,10 +42,10 @@ def counted(function):
     return call
 
 delta.write_deltalake = counted(delta.write_deltalake)
-for owner, names in {DeltaTable: ["create", "create_checkpoint", "create_write_transaction"], TableOptimizer: ["compact"],
-                     folder.Folder: ["write"], folder.Path: ["unlink"]}.items():
-    for name in names:
-        setattr(owner, name, counted(getattr(owner, name)))
+changing = [(DeltaTable, "create"), (DeltaTable, "create_checkpoint"), (DeltaTable, "create_write_transaction")]
+changing += [(TableOptimizer, "compact"), (folder.Folder, "write"), (folder.Path, "unlink")]
+for owner, name in changing:
+    setattr(owner, name, counted(getattr(owner, name)))
 print("ready", flush=True)
 store = Store(sys.argv[1])
 with store.lock():
