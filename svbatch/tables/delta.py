@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
-from obstore.exceptions import BaseError
 from pyarrow.dataset import Dataset
 
 from svbatch.errors import BusyError, OutputError
@@ -54,7 +53,8 @@ class Tables:
         address = self.folder.address_of(table)
         if self.folder.path and not (Path(address) / "_delta_log").is_dir():
             return False
-        return bool(DeltaTable.is_deltatable(address, self.folder.storage_options))
+        with self.reporting(table):
+            return bool(DeltaTable.is_deltatable(address, self.folder.storage_options))
 
     def delta(self, table: str) -> DeltaTable:
         """A table as it is now; OutputError if it cannot be read."""
@@ -168,7 +168,7 @@ class Tables:
         """Turns errors of disk, store, Delta and Arrow into an OutputError of one line."""
         try:
             yield
-        except (OSError, DeltaError, BaseError, pa.ArrowException) as error:
+        except (OSError, DeltaError, pa.ArrowException) as error:
             raise OutputError(
                 f"{self.folder.address_of(table)}: cannot be read or written ({_cause(error)}); "
                 "what was committed before is safe: mend the cause and run again"

@@ -2,11 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, S3Store
 from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
 
@@ -47,11 +50,6 @@ class Folder:
         """What deltalake needs to know: that a commit is a put of a file that must not exist."""
         return None if self.path else {"aws_conditional_put": "etag"}
 
-    @property
-    def objects(self) -> Any:
-        """The object store, for puts with a condition."""
-        return self._objects
-
     def address_of(self, name: str) -> str:
         """Where a table or file lies, for other libraries."""
         return f"{self.output}/{name}"
@@ -81,18 +79,39 @@ class Folder:
         if self.path:
             found = ((Path(folder) / name) for folder, _, names in os.walk(self.path / below) for name in names)
             return {str(each.relative_to(self.path)): each.stat().st_size for each in found}
-        return {each["path"]: each["size"] for batch in obstore.list(self._objects, below) for each in batch}
+        with self._reaching(below):
+            return {each["path"]: each["size"] for batch in obstore.list(self._objects, below) for each in batch}
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes; None if there is none."""
-        try:
-            return bytes(obstore.get(self._objects, name).bytes())
-        except FileNotFoundError:
-            return None
+        with self._reaching(name):
+            try:
+                return bytes(obstore.get(self._objects, name).bytes())
+            except FileNotFoundError:
+                return None
 
     def write(self, name: str, content: bytes) -> None:
         """Puts a file there, whole or not at all."""
-        obstore.put(self._objects, name, content)
+        with self._reaching(name):
+            obstore.put(self._objects, name, content)
+
+    def put_if(self, name: str, content: bytes, etag: str | None) -> str | None:
+        """Puts an object if it still has this ETag, or, for None, if there is none; its new ETag, or None if not."""
+        with self._reaching(name):
+            try:
+                mode: Any = {"e_tag": etag} if etag else "create"
+                return str(obstore.put(self._objects, name, content, mode=mode)["e_tag"])
+            except (AlreadyExistsError, PreconditionError):
+                return None
+
+    def seen(self, name: str) -> tuple[str, datetime] | None:
+        """An object's ETag, and when it was put by the store's own clock; None if there is none."""
+        with self._reaching(name):
+            try:
+                head = obstore.head(self._objects, name)
+            except FileNotFoundError:
+                return None
+            return str(head["e_tag"]), head["last_modified"]
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files, in this order; one that is missing is no error."""
@@ -100,10 +119,22 @@ class Folder:
             if self.path:
                 (self.path / name).unlink(missing_ok=True)
             else:
-                obstore.delete(self._objects, name)
+                with self._reaching(name):
+                    obstore.delete(self._objects, name)
 
     def _listed(self) -> Any:
-        return obstore.list_with_delimiter(self._objects)
+        with self._reaching(""):
+            return obstore.list_with_delimiter(self._objects)
+
+    @contextmanager
+    def _reaching(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise OutputError(
+                f"{self.address_of(name)}: cannot be read or written ({str(error).splitlines()[0]}); "
+                "what was committed before is safe: mend the cause and run again"
+            ) from error
 
 
 def is_address(output: Path | str) -> bool:

@@ -23,9 +23,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
 from svbatch.errors import BusyError, OutputError
 from svbatch.tables.folder import Folder
 
@@ -176,46 +173,28 @@ class StoreLocks:
             held.let_go()
 
     def holder(self, name: str) -> str | None:
-        head = self._head(name)
-        if head is None or self._is_stale(head):
-            return None
-        return self._said(name)
+        seen = self._folder.seen(name)
+        return None if seen is None or self._is_stale(seen[1]) else self._said(name)
 
     def remove(self, name: str) -> None:
-        obstore.delete(self._folder.objects, name)
+        self._folder.remove([name])
 
     def _take(self, name: str) -> str:
         """Puts the lock and returns its ETag."""
-        try:
-            return _put(self._folder, name, "create")
-        except AlreadyExistsError:
-            pass
-        head = self._head(name)
-        if head is not None and not self._is_stale(head):
-            raise _busy(self._folder, self._said(name))
-        try:
-            return _put(self._folder, name, {"e_tag": head["e_tag"]} if head else "create")
-        except (AlreadyExistsError, PreconditionError):
-            raise _busy(self._folder, self._said(name)) from None
+        if etag := _put(self._folder, name, None):
+            return etag
+        seen = self._folder.seen(name)
+        if (seen is None or self._is_stale(seen[1])) and (etag := _put(self._folder, name, seen and seen[0])):
+            return etag
+        raise _busy(self._folder, self._said(name))
 
-    def _head(self, name: str) -> Any:
-        try:
-            return obstore.head(self._folder.objects, name)
-        except FileNotFoundError:
-            return None
-
-    def _is_stale(self, head: Any) -> bool:
-        if (self._now() - head["last_modified"]).total_seconds() <= EXPIRY_S:
-            return False
-        return bool(self._head(head["path"]) == head)
-
-    def _now(self) -> datetime:
-        """The time by the store's clock: that of an object that is put now."""
+    def _is_stale(self, put_at: datetime) -> bool:
+        """Whether that was too long ago, by the store's clock: the time of an object that is put now."""
         probe = f".svbatch-{secrets.token_hex(8)}.clock"
         self._folder.write(probe, b"")
-        when: datetime = obstore.head(self._folder.objects, probe)["last_modified"]
-        obstore.delete(self._folder.objects, probe)
-        return when
+        now = self._folder.seen(probe)
+        self._folder.remove([probe])
+        return now is not None and (now[1] - put_at).total_seconds() > EXPIRY_S
 
     def _said(self, name: str) -> str:
         content = self._folder.read(name)
@@ -232,15 +211,13 @@ class _Renewed(Hold):
         self._is_lost = False
 
     def renew(self) -> None:
-        while not self.ended.wait(RENEWED_S) and not self._is_lost:
+        """Until it is ended or lost. What cannot be reached is tried again; `check` knows since when it was not."""
+        while not self._is_lost and not self.ended.wait(RENEWED_S):
             started_at = _uptime_s()
-            try:
-                self._etag = _put(self._folder, self._name, {"e_tag": self._etag})
-                self._renewed_at = started_at
-            except (PreconditionError, FileNotFoundError):
-                self._is_lost = True
-            except (BaseError, OSError):
-                continue  # the next try may do; `check` knows since when none did
+            with suppress(OutputError):
+                etag = _put(self._folder, self._name, self._etag)
+                self._is_lost = etag is None
+                self._etag, self._renewed_at = etag or self._etag, started_at
 
     def check(self) -> None:
         if self._is_lost or _uptime_s() - self._renewed_at > EXPIRY_S:
@@ -250,18 +227,17 @@ class _Renewed(Hold):
             )
 
     def let_go(self) -> None:
-        """Removes it, if it is still this one."""
-        try:
-            if not self._is_lost and obstore.head(self._folder.objects, self._name)["e_tag"] == self._etag:
-                obstore.delete(self._folder.objects, self._name)
-        except (BaseError, OSError):
-            pass  # it will be stale soon
+        """Removes it, if it is still this one; where the store cannot be reached, it is stale soon."""
+        with suppress(OutputError):
+            seen = self._folder.seen(self._name)
+            if seen is not None and seen[0] == self._etag:
+                self._folder.remove([self._name])
 
 
-def _put(folder: Folder, name: str, mode: Any) -> str:
-    """Puts a lock, other than any before it, under a condition; returns its ETag."""
+def _put(folder: Folder, name: str, etag: str | None) -> str | None:
+    """Puts a lock, other than any before it, in the place of the one with this ETag, or of none; its ETag, or None."""
     who = {"holder": f"process {os.getpid()} on {socket.gethostname()}", "token": secrets.token_hex(8)}
-    return str(obstore.put(folder.objects, name, json.dumps(who).encode(), mode=mode)["e_tag"])
+    return folder.put_if(name, json.dumps(who).encode(), etag)
 
 
 def _uptime_s() -> float:

@@ -167,10 +167,10 @@ def _task_problems(
     known = rows.join(recordings.select("uri"), "uri", "semi")
     other = known.join(recordings, ["uri", "recording_id"], "anti")
     yield from _named(f"{task}: rows of other bytes than `recordings` has", other["uri"])
-    unanswered = known.join(answered, ["uri", "task_version"], "anti")
+    on = ["uri", "task_version"]
+    unanswered = known.join(answered, on, "anti").join(failures, on, "anti")  # what was heard in part is asked again
     yield from _named(f"{task}: rows of versions that `recordings` does not list as answered", unanswered["uri"])
     of_speech = answered.filter(pl.col("num_segments") > 0)
-    on = ["uri", "task_version"]
     lost = of_speech.join(rows, on, "anti").join(failures, on, "anti")
     yield from _named(f"{task}: neither rows nor failures of recordings that were answered", lost["uri"])
 

@@ -188,16 +188,20 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+def fill_up(store, committed):
+    for number in range(200):
+        files = {f"/{number}": random.Random(number).randbytes(3_000).hex()}
+        commit(store, files)
+        committed |= files
+
+
 def test_a_full_disk_is_an_error_and_loses_no_committed_row(small_disk):
     store = Store(small_disk / "out")
     committed = {}
     with store.lock():
         store.prepare({"asr": arrow_schema("asr")})
         with pytest.raises(OutputError, match=r"^[^\n]*cannot be read or written[^\n]*space[^\n]*$"):
-            for number in range(200):
-                files = {f"/{number}": random.Random(number).randbytes(3_000).hex()}
-                commit(store, files)
-                committed |= files
+            fill_up(store, committed)
     assert 0 < len(committed) < 200
     with store.lock():
         store.prepare({"asr": arrow_schema("asr")})
@@ -223,7 +227,7 @@ def test_a_disk_that_may_only_be_read_can_be_verified_and_is_not_written(small_d
     reading = Store(small_disk / "out", make=False)
     assert verify(reading) == []
     assert "1 recordings" in status(reading)
-    with pytest.raises(OutputError, match="cannot be written there .Read-only file system"):
+    with pytest.raises(OutputError, match=r"cannot be written there .Read-only file system"):
         Store(small_disk / "out")
 
 
