@@ -136,17 +136,16 @@ class Tables:
         with self.reporting(table):
             self.hold.check()
             self._add_empty_file_if_none(table)
-            self.folder.remove([*self.orphans(table), *self.half_written(table)])
+            self.folder.remove(self.leftovers(table))
 
-    def orphans(self, table: str) -> list[str]:
-        """Parquet files in the table's folder that its log does not name."""
+    def leftovers(self, table: str) -> dict[str, str]:
+        """Files in the table's folder that are not of it, with why: what its log does not name, and what a killed
+        writer left on a disk (delta-rs writes NAME#1 and renames it)."""
+        names = sorted(self.folder.sizes(table))
         at_rest = {f"{table}/{name}" for name in self.files(table)}
-        found = [name for name in self.folder.sizes(table) if name.endswith(".parquet") and "/_delta_log/" not in name]
-        return sorted(set(found) - at_rest)
-
-    def half_written(self, table: str) -> list[str]:
-        """What a killed writer left on a disk: delta-rs writes NAME#1 and renames it."""
-        return sorted(name for name in self.folder.sizes(table) if "#" in PurePosixPath(name).name)
+        found = [name for name in names if name.endswith(".parquet") and "/_delta_log/" not in name]
+        left = {name: "not in the table's log" for name in found if name not in at_rest}
+        return left | {name: "half written" for name in names if "#" in PurePosixPath(name).name}
 
     def files(self, table: str) -> list[str]:
         """Names of the table's Parquet files, by its log."""
