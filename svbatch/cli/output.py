@@ -45,7 +45,8 @@ def verify(output: str) -> None:
     from svbatch.tables.verify import verify as problems_of
 
     if problems := problems_of(Store(_place(output), make=False)):
-        raise DamageError(f"{output}: {len(problems)} problems\n" + "\n".join(problems))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise DamageError("\n".join([f"{output}: {count}", *problems]))
     click.echo(f"{output} is whole")
 
 

@@ -73,8 +73,7 @@ def _file_problems(store: Store, table: str) -> Iterator[str]:
         sizes = tables.folder.sizes(table)
         added = pa.table(tables.delta(table).get_add_actions(flatten=True)).to_pylist()
         schema = tables.schema(table)
-        left = dict.fromkeys(tables.orphans(table), "not in the table's log")
-        left |= dict.fromkeys(tables.half_written(table), "half written")
+        left = tables.leftovers(table)
     except OutputError as error:
         yield str(error)
         return

@@ -63,7 +63,7 @@ def test_verify_exits_with_4(output):
         [sys.executable, "-m", "svbatch", "verify", output], cwd=ROOT, capture_output=True, text=True
     )
     assert ended.returncode == 4
-    assert ended.stderr.startswith(f"svbatch: {output}: 1 problems\nasr/")
+    assert ended.stderr.startswith(f"svbatch: {output}: 1 problem\nasr/")
 
 
 def test_compact_makes_few_files_of_many(output):
