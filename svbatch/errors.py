@@ -8,6 +8,7 @@
     ├── OutputError           the tables' folder
     ├── TrainingError         a recipe, a manifest or a training step
     ├── DeviceError           the provider asked for does not work here
+    ├── DamageError           exit 4: `verify` found damage, a line for each problem
     ├── BusyError             exit 75: another run holds the output; try again later
     └── RecordingError        never ends a run: it becomes a row in `failures`
 
@@ -47,6 +48,10 @@ class TrainingError(SvbatchError):
 
 class DeviceError(SvbatchError):
     pass
+
+
+class DamageError(SvbatchError):
+    exit_code = 4
 
 
 class BusyError(SvbatchError):

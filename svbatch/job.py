@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from svbatch.errors import JobError
+from svbatch.tables.folder import is_address
 from svbatch.tasks.task import Task, resolve_task
 from svbatch.yaml_file import Problem, YamlFile, read_yaml, shown, validation_problems
 
@@ -36,7 +37,8 @@ class Job(BaseModel):
     """A job that can be run.
 
     path: its file. corpus: as written; relative entries start from `corpus_base`; `follow_outside` lets its links and
-    manifests lead out of the entries' folders. output: absolute. bundle: a name, or an absolute folder."""
+    manifests lead out of the entries' folders. output: an absolute Path, or an
+    address. bundle: a name, or an absolute folder."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +47,7 @@ class Job(BaseModel):
     corpus_base: Path
     follow_outside: bool
     tasks: tuple[Task, ...]
-    output: Path
+    output: Path | str
     bundle: str
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["auto", "cpu", "cuda"]
@@ -53,7 +55,7 @@ class Job(BaseModel):
     max_memory_bytes: int
 
 
-def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | None = None) -> Job:
+def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | str | None = None) -> Job:
     """The job of a file. `corpus` and `output` stand in for the file's; relative ones start from the current
     folder, the file's own from its folder. Raises JobError with every problem on a line of its own."""
     file = _with_overrides(read_yaml(path, JobError), corpus, output)
@@ -74,7 +76,7 @@ def load_job(path: Path, *, corpus: Sequence[str] = (), output: Path | None = No
         corpus_base=Path.cwd() if corpus else folder,
         follow_outside=keys.follow_outside,
         tasks=keys.tasks,
-        output=Path(os.path.abspath(folder / keys.output)),
+        output=keys.output if is_address(keys.output) else Path(os.path.abspath(folder / keys.output)),
         bundle=os.path.abspath(folder / keys.bundle) if "/" in keys.bundle else keys.bundle,
         precision=keys.precision,
         device=keys.device,
@@ -88,11 +90,11 @@ def _bytes(size: str) -> int:
     return int(number) * {"MiB": 2**20, "GiB": 2**30}[unit]
 
 
-def _with_overrides(file: YamlFile, corpus: Sequence[str], output: Path | None) -> YamlFile:
+def _with_overrides(file: YamlFile, corpus: Sequence[str], output: Path | str | None) -> YamlFile:
     """The file as if it held the overrides: lists for single values, and no line for what is not in it."""
     given: dict[str, Any] = {"corpus": tuple(corpus)} if corpus else {}
     if output is not None:
-        given["output"] = os.path.abspath(output)
+        given["output"] = output if is_address(output) else os.path.abspath(output)
     values = file.values | given
     if not isinstance(values.get("corpus", ()), tuple | dict):
         values["corpus"] = (values["corpus"],)

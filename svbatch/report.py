@@ -37,7 +37,7 @@ def report(job: Job, outcome: Outcome) -> str:
     failures = [row for row in store.read("failures").to_pylist() if row["run_id"] == outcome.run_id]
     lines += ["", f"failures: {len(failures)} rows"] if failures else []
     lines += [f"  {_failure(row)}" for row in failures[:MAX_LINES]]
-    first = job.output / job.tasks[0].name
+    first = f"{job.output}/{job.tasks[0].name}"
     return "\n".join(
         [
             *lines,

@@ -71,7 +71,7 @@ def run(job: Job, *, cache: Path | None, quiet: bool) -> Outcome:
     versions = {task.name: task_version(task, bundle.id, settings) for task in job.tasks}
     store = Store(job.output)
     with store.lock():
-        store.prepare(schemas)
+        store.prepare(schemas, job=job.path)
         store.tidy()
         started_at = datetime.now(UTC)
         run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"

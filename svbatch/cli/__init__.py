@@ -1,7 +1,7 @@
 """The command line: each command reads its options and calls one function.
 
-Exit codes: 0 all answered · 1 a bug, with its traceback · 2 job or usage · 3 finished, some failures · 75 output
-busy, try again · 130/143 stopped by a signal.
+Exit codes: 0 all answered · 1 a bug, with its traceback · 2 job or usage · 3 finished, some failures · 4 `verify`
+found damage · 75 output busy, try again · 130/143 stopped by a signal.
 """
 
 import logging
@@ -17,6 +17,11 @@ COMMANDS = {
     "run": "Answer a job's tasks for every recording that has no answers yet.",
     "scan": "Say what a corpus holds: durations, formats, silence, duplicates, broken files.",
     "tasks": "List, show and check tasks, and write their tables' contracts.",
+    "status": "Say what an output holds.",
+    "verify": "Read all of an output and say what is damaged.",
+    "compact": "Make few files of many, and remove what is left over.",
+    "forget": "Remove all that is held of some recordings.",
+    "migrate": "Bring tables to the columns of today.",
     "bundle": "List, show, check and fetch models.",
     "train": "Train projector and adapter by a recipe.",
     "evaluate": "Measure a bundle on recordings with known answers.",
@@ -28,6 +33,11 @@ MODULES = {
     "run": "run",
     "scan": "corpus",
     "tasks": "tasks",
+    "status": "output",
+    "verify": "output",
+    "compact": "output",
+    "forget": "output",
+    "migrate": "output",
     "bundle": "model",
     "train": "model",
     "evaluate": "model",

@@ -17,10 +17,10 @@ SHIPPED_JOBS = Path(__file__).parents[1] / "jobs"
 @click.option(
     "--corpus", multiple=True, help="Recordings instead of the job's: a folder, file, glob, address or manifest."
 )
-@click.option("--output", type=click.Path(path_type=Path), help="A folder for the tables instead of the job's.")
+@click.option("--output", help="A folder or address for the tables instead of the job's.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE).")
 @click.option("--quiet", is_flag=True, help="Say nothing unless something failed.")
-def run(job: Path, corpus: tuple[str, ...], output: Path | None, cache: Path | None, quiet: bool) -> None:
+def run(job: Path, corpus: tuple[str, ...], output: str | None, cache: Path | None, quiet: bool) -> None:
     """Answer the tasks of JOB for every recording that has no answers yet.
 
     JOB is a file, or `quickstart`: the example that is installed with svbatch, whose tables go to out/quickstart.
@@ -32,7 +32,7 @@ def run(job: Path, corpus: tuple[str, ...], output: Path | None, cache: Path | N
     if quiet:
         logging.getLogger("svbatch").setLevel(logging.WARNING)
     if not job.exists() and (shipped := SHIPPED_JOBS / f"{job}.yaml").is_file():
-        job, output = shipped, output or Path("out") / job
+        job, output = shipped, output or f"out/{job}"
     loaded = load_job(job, corpus=corpus, output=output)
     outcome = run_job(loaded, cache=cache, quiet=quiet)
     if not quiet or outcome.exit_code:

@@ -4,112 +4,95 @@ What a reader sees at all times, also after a kill: whole rows only, never a rec
 together, nothing double. What a plain glob `OUTPUT/<table>/*.parquet` sees after `tidy`: exactly the table.
 """
 
-import fcntl
-import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from deltalake import DeltaTable, Schema, WriterProperties, write_deltalake
-from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction
-from pyarrow.dataset import Dataset
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from svbatch.errors import BusyError, OutputError
+from svbatch.errors import OutputError
+from svbatch.tables.delta import Tables, has_schema
+from svbatch.tables.folder import Folder
+from svbatch.tables.forget import finish_forgetting
+from svbatch.tables.lock import Hold, hold
 from svbatch.tables.schemas import arrow_schema
 
 PLAN_COLUMNS = ["uri", "recording_id", "size_bytes", "modified_at", "etag", "answered"]
-# The log keeps the smallest and largest value of these columns, per file: none that can hold an answer.
-STATISTICS_COLUMNS = ["uri", "recording_id", "run_id"]
-STATISTICS_COLUMNS += ["modified_at", "annotated_at", "failed_at", "started_at", "ended_at"]
-DESCRIPTION = "written by svbatch"  # marks a table as ours: `tidy` touches no other in the folder
+OWN_TABLES = ("recordings", "failures", "runs")
 MANY_FILES = 64  # of one table; more are compacted when the output is tidied
-ZSTD = WriterProperties(compression="ZSTD")
-UNFIT_FOR_PATHS = set("%[]^|\\")  # deltalake 1.6 does not find, or panics over, a table whose path has one
 
 
 class Store:
-    """The tables under `output`, which is made if missing. Whatever writes must be called inside `lock`."""
+    """The tables under `output`, a folder or an address such as s3://bucket/out. Whatever writes must be called
+    inside `lock`."""
 
-    def __init__(self, output: Path) -> None:
-        """Raises OutputError if the folder cannot be made or written, or Delta cannot bear its name."""
-        self.output = output.resolve()
-        if unfit := {each for each in str(self.output) if each in UNFIT_FOR_PATHS or not each.isprintable()}:
-            raise OutputError(
-                f"{str(self.output)!r}: Delta tables cannot lie under a path with {sorted(unfit)}; "
-                "give `output` another folder"
-            )
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.output):
-                pass
-        except OSError as error:
-            raise OutputError(
-                f"{output}: the tables cannot be written there ({error.strerror}); "
-                "give `output` a folder that you may write to"
-            ) from error
+    def __init__(self, output: Path | str, *, make: bool = True) -> None:
+        """make: it will be written, and is made if missing. Raises OutputError if the folder cannot be made or written,
+        or, where it is only read, is missing, or Delta cannot bear its name."""
+        folder = Folder(output, make=make)
+        self.output = folder.output
+        self.tables = Tables(folder)
+        self._is_shard = False
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the output for this process, however that ends; BusyError if another one holds it."""
-        path = self.output / ".svbatch.lock"
-        try:
-            file = path.open("a+")
-        except OSError as error:
-            raise OutputError(f"{path}: {error.strerror}; remove it, or choose another output") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "unknown"
-                raise BusyError(
-                    f"{self.output}: process {holder} is writing there; try again when it has ended"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+    def lock(self, *, shard: str | None = None) -> Iterator[None]:
+        """Holds the output for this process, however that ends; BusyError if another one holds it.
 
-    def prepare(self, tasks: Mapping[str, pa.Schema]) -> None:
+        shard: such as "1/3", holds it beside 2/3 and 3/3. Then `tidy` does nothing: it could take a file that another
+        shard is about to commit.
+        """
+        with hold(self.tables.folder, shard) as self.tables.hold:
+            self._is_shard = shard is not None
+            try:
+                yield
+            finally:
+                self.tables.hold, self._is_shard = Hold(), False
+
+    def prepare(self, tasks: Mapping[str, pa.Schema], *, job: Path | None = None) -> None:
         """Makes the tables that are missing, so that each exists (with an empty Parquet file) whatever comes.
 
-        `tasks` gives the schema of each task's table. Raises OutputError where a table has other columns.
+        `tasks` gives the schema of each task's table. Raises OutputError where a table has other columns, with the
+        command that migrates it for `job`.
         """
-        own = {table: arrow_schema(table) for table in ("recordings", "failures", "runs")}
-        for table, schema in {**tasks, **own}.items():
-            with self._reporting(table):
-                self._open(table, schema)
-                _add_empty_file_if_none(self.output / table)
+        for table, schema in {**tasks, **{table: arrow_schema(table) for table in OWN_TABLES}}.items():
+            self.tables.make(table, schema)
+            self._check_schema(table, schema, job)
 
     def recordings(self) -> pa.Table:
         """What the plan needs of every recording: the columns PLAN_COLUMNS; empty before the first commit."""
-        if not self._exists("recordings"):
+        if not self.tables.exists("recordings"):
             return arrow_schema("recordings").empty_table().select(PLAN_COLUMNS)
-        with self._reporting("recordings"):
-            return _dataset(DeltaTable(self.output / "recordings"), self.output / "recordings").to_table(PLAN_COLUMNS)
+        return self.tables.read("recordings", PLAN_COLUMNS)
 
     def read(self, table: str) -> pa.Table:
         """All rows of a table as last committed, in no promised order; OutputError if there is no table."""
-        if not self._exists(table):
+        if not self.tables.exists(table):
             raise OutputError(f"{self.output}: there is no table {table}; run a job that has it")
-        with self._reporting(table):
-            return _dataset(DeltaTable(self.output / table), self.output / table).to_table()
+        return self.tables.read(table)
+
+    def answers_of(self, recording_ids: Sequence[str], tables: Sequence[str]) -> dict[str, pa.Table]:
+        """The rows of `tables` whose recording_id is one of these, by table: what the same bytes under another uri are
+        answered with. A table that does not exist is left out. For a commit under the new uri, replace the column
+        `uri` of each, and drop the rows of versions that are not wanted; bytes that are known under two uris have
+        their rows twice."""
+        wanted = pc.field("recording_id").isin(pa.array(recording_ids, pa.string()))
+        return {table: self.tables.read(table, keep=wanted) for table in tables if self.tables.exists(table)}
+
+    def forgotten(self) -> frozenset[str]:
+        """The recording_ids that were forgotten: these bytes must not be asked again, under whatever uri."""
+        if not self.tables.exists("forgotten"):
+            return frozenset()
+        return frozenset(self.tables.read("forgotten", ["recording_id"])["recording_id"].to_pylist())
 
     def commit(self, answers: Mapping[str, pa.Table], failures: pa.Table, recordings: pa.Table) -> None:
         """Puts one batch in the place of what the tables hold of its recordings, however often it is called.
 
         `recordings` names the batch, one row per uri. `answers` has the rows of every task that the batch was
         asked, by table, also where there are none: what a task no longer answers is gone. Earlier failures of
-        these tasks go too, those of other tasks stay. Each table changes atomically, `recordings` last: after
-        a kill in between, the batch is not listed as answered, is asked again and replaced.
+        these tasks go too, those of other tasks stay, unless they are of other bytes than the recording has now.
+        Each table changes atomically, `recordings` last: after a kill in between, the batch is not listed as
+        answered, is asked again and replaced.
         """
         uris = recordings["uri"].combine_chunks()
         assert len(uris.unique()) == len(uris), "a recording twice in one batch"
@@ -118,136 +101,62 @@ class Store:
         for table, rows in answers.items():
             self._replace(table, of_batch, rows)
         self._replace("failures", of_batch & asked, failures)
+        self._remove_stale(of_batch, recordings, but=answers)
         self._replace("recordings", of_batch, recordings)
 
     def append_run(self, row: pa.Table) -> None:
         """Adds a finished run's row to `runs`."""
-        with self._reporting("runs"):
-            write_deltalake(self._open("runs", row.schema), row, mode="append", writer_properties=ZSTD)
+        self.tables.make("runs", row.schema)
+        self.tables.append("runs", row)
 
     def tidy(self) -> None:
-        """Makes the Parquet files in each table's folder exactly those of the table, as few as is sensible.
+        """Makes the Parquet files in each table's folder exactly those of the table, as few as is sensible, and
+        finishes what a killed `forget` began. Nothing under the lock of a shard.
 
         Removes what replacements and killed runs have left, without keeping it for readers of older versions.
         """
-        for folder in sorted(path for path in self.output.iterdir() if self._exists(path.name)):
-            with self._reporting(folder.name):
-                _tidy_table(folder)
+        if self._is_shard:
+            return
+        finish_forgetting(self.tables)
+        for table in self.tables.names():
+            if len(self.tables.files(table)) > MANY_FILES:
+                self.tables.compact(table)
+            self.tables.rest(table)
 
     def _replace(self, table: str, gone: pc.Expression, rows: pa.Table) -> None:
-        """Puts `rows` in the place of the rows that match `gone`, in one transaction.
+        if not self.tables.exists(table):
+            self.tables.make(table, rows.schema)
+        self._check_schema(table, rows.schema, None)
+        self.tables.replace(table, gone, rows)
 
-        The predicate of a replacement stays in Delta's log, so it names no uri, only recording_ids: those of
-        the rows that go and of the rows that come (null, of unreadable files, is one of them). What it
-        matches beside, such as the same bytes under another uri, is written back in the same transaction.
-        """
-        with self._reporting(table):
-            delta = self._open(table, rows.schema)
-            held = _dataset(delta, self.output / table)
-            old_ids = held.to_table(columns=["recording_id"], filter=gone)["recording_id"]
-            if len(old_ids) == 0:
-                if rows.num_rows:
-                    write_deltalake(delta, rows, mode="append", writer_properties=ZSTD)
-                return
-            ids = pa.chunked_array([*old_ids.chunks, *rows["recording_id"].chunks], pa.string()).unique()
-            kept = held.to_table(filter=pc.field("recording_id").isin(ids) & ~gone)
-            write_deltalake(
-                delta,
-                pa.concat_tables([kept, rows]),
-                mode="overwrite",
-                predicate=_one_of(ids),
-                writer_properties=ZSTD,
-            )
+    def _remove_stale(self, of_batch: pc.Expression, recordings: pa.Table, *, but: Collection[str]) -> None:
+        """Removes what other tasks said of bytes that the recordings of a batch no longer have."""
+        if not self.tables.exists("recordings"):
+            return
+        now = dict(zip(*(recordings[name].to_pylist() for name in ("uri", "recording_id")), strict=True))
+        held = self.tables.read("recordings", ["uri", "recording_id"], of_batch).to_pylist()
+        changed = pa.array([row["uri"] for row in held if row["recording_id"] != now[row["uri"]]], pa.string())
+        if len(changed) == 0:
+            return
+        for table in sorted({*self.tables.names()} - {*but, *OWN_TABLES, "forgotten"}):
+            self.tables.replace(table, pc.field("uri").isin(changed), self.tables.schema(table).empty_table())
+        of_others = ~pc.field("task").isin(pa.array(list(but), pa.string()))
+        of_changed = pc.field("uri").isin(changed) & of_others
+        self.tables.replace("failures", of_changed, arrow_schema("failures").empty_table())
 
-    def _open(self, table: str, schema: pa.Schema) -> DeltaTable:
-        """The table, made if missing; OutputError if something else is in its place or its columns differ."""
-        folder = self.output / table
-        if not self._exists(table):
-            if folder.exists() and any(path.name != "_delta_log" for path in folder.iterdir()):
-                raise OutputError(f"{folder}: not a table of svbatch; move it away or choose another output")
-            statistics = ",".join(name for name in STATISTICS_COLUMNS if name in schema.names)
-            DeltaTable.create(
-                folder,
-                schema,
-                name=table,
-                description=DESCRIPTION,
-                configuration={"delta.dataSkippingStatsColumns": statistics},
-            )
-        delta = DeltaTable(folder)
-        if delta.schema() != Schema.from_arrow(schema):
-            held = pa.schema(delta.schema().to_arrow())
-            raise OutputError(
-                f"{folder}: the table's columns are not those that svbatch writes "
-                f"(held: {_other_columns(held, schema)}; to write: {_other_columns(schema, held)}); "
-                "choose another output"
-            )
-        return delta
-
-    def _exists(self, table: str) -> bool:
-        folder = self.output / table
-        return (folder / "_delta_log").is_dir() and DeltaTable.is_deltatable(str(folder))
-
-    @contextmanager
-    def _reporting(self, table: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, DeltaError, pa.ArrowException) as error:
-            raise OutputError(
-                f"{self.output / table}: cannot be read or written ({_cause(error)}); "
-                "what was committed before is safe: mend the cause and run again"
-            ) from error
+    def _check_schema(self, table: str, schema: pa.Schema, job: Path | None) -> None:
+        if has_schema(self.tables.delta(table), schema):
+            return
+        held = self.tables.schema(table)
+        raise OutputError(
+            f"{self.tables.folder.address_of(table)}: the table's columns are not those that svbatch writes "
+            f"(held: {other_columns(held, schema)}; to write: {other_columns(schema, held)}); "
+            f"`svbatch migrate {job or 'JOB'} --output {self.output}` brings it up to date"
+        )
 
 
-def _dataset(delta: DeltaTable, folder: Path) -> Dataset:
-    """The table's files by Arrow's own access to the disk. deltalake's is a Python object, which Arrow's threads may
-    let go after the interpreter has ended: that aborts a process which has done its work."""
-    return delta.to_pyarrow_dataset(filesystem=SubTreeFileSystem(str(folder), LocalFileSystem()))
-
-
-def _tidy_table(folder: Path) -> None:
-    delta = DeltaTable(folder)
-    if delta.metadata().description != DESCRIPTION:
-        return
-    if len(delta.file_uris()) > MANY_FILES:
-        delta.optimize.compact(writer_properties=ZSTD)
-    _add_empty_file_if_none(folder)
-    delta.update_incremental()
-    at_rest = {Path(uri).name for uri in delta.file_uris()}
-    if {path.name for path in folder.glob("*.parquet")} - at_rest:  # even an idle vacuum adds to the log
-        delta.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
-    for half_written in list(folder.rglob("*#*")):  # delta-rs writes NAME#1 and renames it
-        half_written.unlink()
-
-
-def _add_empty_file_if_none(folder: Path) -> None:
-    """Readers of the plain glob need a file to find the columns in; Delta itself writes none for no rows."""
-    delta = DeltaTable(folder)
-    if delta.file_uris():
-        return
-    schema = pa.schema(delta.schema().to_arrow())
-    path = folder / f"part-{uuid4()}.parquet"
-    pq.write_table(schema.empty_table(), path, compression="zstd")
-    size_bytes, modified_ms = path.stat().st_size, path.stat().st_mtime_ns // 1_000_000
-    added = AddAction(path.name, size_bytes, {}, modified_ms, True, json.dumps({"numRecords": 0}))
-    delta.create_write_transaction([added], "append", delta.schema())
-
-
-def _one_of(ids: pa.Array) -> str:
-    """The condition in SQL that recording_id is among `ids`, of which one may be null."""
-    conditions = ["recording_id IS NULL"] if ids.null_count else []
-    if texts := ids.drop_null().to_pylist():
-        quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-        conditions.append(f"recording_id IN ({quoted})")
-    return " OR ".join(conditions)
-
-
-def _cause(error: Exception) -> str:
-    """An error in one line; deltalake's has several, causes behind arrows, and can go on to quote rows."""
-    first, *more = str(error).splitlines()
-    return ": ".join([first, *(line.split("\x1b[0m")[-1].strip() for line in more if "↳" in line)])
-
-
-def _other_columns(schema: pa.Schema, than: pa.Schema) -> str:
+def other_columns(schema: pa.Schema, than: pa.Schema) -> str:
+    """The columns of `schema` that `than` has not, or otherwise."""
     fields = [field for field in schema if field not in list(than)]
     required = {True: "", False: " not null"}
     return ", ".join(f"{field.name} {field.type}{required[field.nullable]}" for field in fields) or "no other"

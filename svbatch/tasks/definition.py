@@ -26,7 +26,7 @@ CLOSED_ANSWERS = ("label", "yes_no", "labels")
 LABELLED_ANSWERS = ("label", "labels", "pairs")
 """Answers that name labels of a set: one, each of them, or some with a value."""
 
-TABLES = ("recordings", "failures", "runs")
+TABLES = ("recordings", "failures", "runs", "forgotten")
 COMMON_OPTIONS = ("name", "min_probability")
 """What a job may say of any task, beside the task's own parameters."""
 

@@ -13,7 +13,18 @@ from svbatch.tables.contracts import table_names
 from svbatch.tables.schemas import arrow_schema, table_of
 
 ROOT = Path(__file__).parents[2]
-TABLES = ["asr", "keyword_search", "keywords", "slots", "speech_activity", "recordings", "failures", "runs", "scan"]
+TABLES = [
+    "asr",
+    "keyword_search",
+    "keywords",
+    "slots",
+    "speech_activity",
+    "recordings",
+    "failures",
+    "runs",
+    "forgotten",
+    "scan",
+]
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 SAID = {"keyword": "refund", "present": True, "probability": 0.9, "start": 1.5}
 SEARCHED = {

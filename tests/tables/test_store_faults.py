@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ import pytest
 from batches import asr, commit, expected, failures, files_of, recordings, snapshot, texts
 
 from svbatch.errors import BusyError, OutputError
+from svbatch.tables.forget import forget
 from svbatch.tables.schemas import arrow_schema
+from svbatch.tables.status import status
 from svbatch.tables.store import Store
+from svbatch.tables.verify import verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,7 +150,9 @@ def test_a_folder_that_is_no_table_is_refused_and_kept(tmp_path):
 
 def test_a_table_with_other_columns_is_refused_and_names_them(store):
     wider = arrow_schema("asr").append(pa.field("extra", pa.int32(), nullable=False))
-    with pytest.raises(OutputError, match=r"asr: .*held: no other; to write: extra int32 not null.*choose"):
+    with pytest.raises(
+        OutputError, match=r"asr: .*held: no other; to write: extra int32 not null.*`svbatch migrate JOB --output "
+    ):
         store.prepare({"asr": wider})
 
 
@@ -169,3 +175,91 @@ def test_a_lock_that_cannot_be_opened_is_an_error_of_the_output(tmp_path):
     (tmp_path / ".svbatch.lock").mkdir()
     with pytest.raises(OutputError, match=r"lock: Is a directory; remove it"), Store(tmp_path).lock():
         pass
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "svbatch", folder]).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill_up(store, committed):
+    for number in range(200):
+        files = {f"/{number}": random.Random(number).randbytes(3_000).hex()}
+        commit(store, files)
+        committed |= files
+
+
+def test_a_full_disk_is_an_error_and_loses_no_committed_row(small_disk):
+    store = Store(small_disk / "out")
+    committed = {}
+    with store.lock():
+        store.prepare({"asr": arrow_schema("asr")})
+        with pytest.raises(OutputError, match=r"^[^\n]*cannot be read or written[^\n]*space[^\n]*$"):
+            fill_up(store, committed)
+    assert 0 < len(committed) < 200
+    with store.lock():
+        store.prepare({"asr": arrow_schema("asr")})
+        store.tidy()
+        listed = store.recordings()["uri"].to_pylist()
+        assert sorted(listed) == sorted(committed)
+        assert [row for row in texts(store) if row[0] in committed] == expected(committed)
+        subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+        again = {f"/{number}": random.Random(number).randbytes(3_000).hex() for number in range(len(committed) + 3)}
+        commit(store, again)
+        store.tidy()
+    assert texts(store) == expected(again)
+    assert verify(store) == []
+
+
+def test_a_disk_that_may_only_be_read_can_be_verified_and_is_not_written(small_disk):
+    store = Store(small_disk / "out")
+    with store.lock():
+        store.prepare({"asr": arrow_schema("asr")})
+        commit(store, {"/a": "alpha"})
+        store.tidy()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    reading = Store(small_disk / "out", make=False)
+    assert verify(reading) == []
+    assert "1 recordings" in status(reading)
+    with pytest.raises(OutputError, match=r"cannot be written there .Read-only file system"):
+        Store(small_disk / "out")
+
+
+def test_files_from_the_future_are_tidied_as_others_after_the_clock_was_set_back(store):
+    commit(store, {"/a": "alpha", "/b": "beta"})
+    (store.output / "asr" / "part-0.parquet").write_bytes(b"left by a killed run")
+    in_ten_days = time.time() + 864_000
+    for path in store.output.rglob("*"):
+        os.utime(path, (in_ten_days, in_ten_days))
+    commit(store, {"/a": "changed"})
+    store.tidy()
+    assert files_of(store, "asr") == snapshot(store, "asr")
+    forget(store.tables, ["/a"])
+    assert texts(store) == expected({"/b": "beta"})
+    assert sorted(path.name[:20] for path in (store.output / "asr" / "_delta_log").glob("*.json"))[1:] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"{}", None])
+def test_a_damaged_last_log_entry_is_refused_by_name_and_mended_as_the_message_says(store, content):
+    """None: it is cut in half."""
+    commit(store, {"/a": "alpha"})
+    commit(store, {"/b": "beta"})
+    entry = max((store.output / "asr" / "_delta_log").glob("*.json"))
+    entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2] if content is None else content)
+    for command in (lambda: store.prepare({"asr": arrow_schema("asr")}), store.tidy):
+        with pytest.raises(OutputError, match=rf"{entry}: the last entry of the table's log is damaged; put it back"):
+            command()
+    entry.unlink()
+    shutil.rmtree(store.output / "recordings")
+    store.prepare({"asr": arrow_schema("asr")})
+    store.tidy()
+    assert store.recordings().num_rows == 0  # everything is asked again
+    commit(store, {"/a": "alpha", "/b": "beta"})
+    store.tidy()
+    assert texts(store) == expected({"/a": "alpha", "/b": "beta"})

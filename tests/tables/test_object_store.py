@@ -1,0 +1,195 @@
+"""An output in an object store: moto's server, on this machine."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from batches import asr, commit, expected, recordings, texts
+from test_shards import ROOT, said, start
+
+from svbatch.errors import BusyError, OutputError
+from svbatch.tables import lock
+from svbatch.tables.compact import compact
+from svbatch.tables.forget import forget
+from svbatch.tables.migrate import migrate
+from svbatch.tables.schemas import arrow_schema
+from svbatch.tables.status import status
+from svbatch.tables.store import Store
+from svbatch.tables.verify import verify
+
+
+@pytest.fixture
+def remote(bucket):
+    store = Store(f"{bucket}/out")
+    with store.lock():
+        store.prepare({"asr": arrow_schema("asr")})
+        yield store
+
+
+def names(store):
+    return sorted(store.tables.folder.sizes(""))
+
+
+def test_batches_are_committed_replaced_tidied_and_read(remote):
+    for word in ("one", "two"):
+        commit(remote, {"/a": word, "/b": "beta"}, failed=[("/b", "beta", "asr", "cut")])
+    assert texts(remote) == expected({"/a": "two", "/b": "beta"})
+    assert remote.recordings()["uri"].sort().to_pylist() == ["/a", "/b"]
+    remote.tidy()
+    for table in remote.tables.names():
+        at_rest = {f"{table}/{name}" for name in remote.tables.files(table)}
+        assert {name for name in names(remote) if name.endswith(".parquet") and name.startswith(f"{table}/")} == at_rest
+    address = f"{remote.output}/asr"
+    for frame in (pl.scan_delta(address), pl.scan_parquet(f"{address}/*.parquet")):
+        assert len(frame.collect()) == 4
+
+
+def test_it_is_looked_after_as_on_a_disk(bucket):
+    store = Store(f"{bucket}/out")
+    with store.lock():
+        store.tables.make("asr", asr({}).drop_columns(["words"]).schema)
+        store.tables.append("asr", asr({"/a": "alpha", "/b": "beta"}).drop_columns(["words"]))
+        assert [each.table for each in migrate(store, {"asr": arrow_schema("asr")})] == ["asr"]
+        store.prepare({"asr": arrow_schema("asr")})
+        commit(store, {"/a": "alpha"})
+        commit(store, {"/b": "beta"})
+        assert forget(store.tables, ["/a"]).uris == {"/a"}
+        assert {each.after for each in compact(store)} == {1}
+    assert texts(store) == expected({"/b": "beta"})
+    assert verify(store) == []
+    assert "1 recordings" in status(store)
+    assert [name for name in names(store) if name.startswith(".svbatch")] == []
+    orphan = f"{bucket}/out/asr/part-0.parquet"
+    store.tables.folder.write("asr/part-0.parquet", b"left by a killed run")
+    assert [each.split(":")[0] for each in verify(store)] == [orphan.removeprefix(f"{bucket}/out/")]
+    with store.lock():
+        store.tidy()
+    assert verify(store) == []
+
+
+def test_two_shards_write_it_at_the_same_time(bucket):
+    processes = [start(f"{bucket}/out", shard, 2) for shard in ("1/2", "2/2")]
+    ended = [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
+    assert ended == [("", 0)] * 2
+    store = Store(f"{bucket}/out")
+    assert texts(store) == expected(said(["1/2", "2/2"], turn=1))
+    assert [each for each in verify(store) if "not in the table's log" not in each] == []
+
+
+def test_one_alone_or_each_shard_once(remote):
+    address = remote.output
+    for shard in (None, "1/2"):
+        with pytest.raises(BusyError, match=r"process \d+ on .* is writing there; try again"):
+            Store(address).lock(shard=shard).__enter__()
+    other = f"{address}-2"
+    with Store(other).lock(shard="1/2"):
+        for shard in (None, "1/2", "2/3"):
+            with pytest.raises(BusyError, match=r"\(shard 1/2\) is writing there"):
+                Store(other).lock(shard=shard).__enter__()
+        with Store(other).lock(shard="2/2"):
+            pass
+    assert names(Store(other)) == []
+
+
+def test_a_lock_that_is_not_renewed_is_stale_by_the_stores_own_clock(bucket, monkeypatch):
+    address = f"{bucket}/out"
+    process = start(address, "1/2", 1000)
+    assert process.stdout.readline() == "locked\n"
+    process.kill()
+    process.communicate()
+    with pytest.raises(BusyError, match="shard 1/2"):
+        Store(address).lock().__enter__()
+    monkeypatch.setattr(lock, "EXPIRY_S", 1.0)
+    monkeypatch.setattr("time.time", lambda: 0.0)  # this machine's clock is not asked
+    time.sleep(2.1)
+    with Store(address).lock():
+        pass
+    assert [name for name in names(Store(address)) if name.endswith(".lock")] == []
+
+
+def test_a_lock_is_renewed_while_it_is_held(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "EXPIRY_S", 2.0)
+    monkeypatch.setattr(lock, "RENEWED_S", 0.3)
+    store = Store(f"{bucket}/out")
+    with store.lock():
+        time.sleep(4)
+        store.tables.hold.check()
+        with pytest.raises(BusyError):
+            Store(f"{bucket}/out").lock().__enter__()
+
+
+def test_who_has_lost_its_lock_commits_no_more(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "RENEWED_S", 0.3)
+    store = Store(f"{bucket}/out")
+    with store.lock():
+        store.prepare({"asr": arrow_schema("asr")})
+        store.tables.folder.write(lock.ALONE, b'{"holder": "process 1 on another"}')
+        time.sleep(1)
+        with pytest.raises(BusyError, match="the lock could not be renewed"):
+            commit(store, {"/a": "alpha"})
+    assert texts(store) == []
+    assert store.tables.folder.read(lock.ALONE) is not None
+
+
+@pytest.mark.parametrize("address", ["ftp://host/out", "s3:///", "s3://bucket/a b", "gs://bucket/out"])
+def test_an_address_that_cannot_be_an_output_is_refused(address):
+    with pytest.raises(OutputError, match=r"s3://bucket/out|cannot lie under a path with"):
+        Store(address)
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_in_one_line(object_store, monkeypatch):
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OutputError, match=r"^s3://no-such-bucket/out[^\n]*$"), Store("s3://no-such-bucket/out").lock():
+        pass
+
+
+KILLED = """
+import sys, random, threading, os, signal, time
+sys.path.append(sys.argv[2])
+from batches import commit
+from svbatch.tables import lock
+from svbatch.tables.schemas import arrow_schema
+from svbatch.tables.store import Store
+
+store = Store(sys.argv[1])
+with store.lock():
+    store.prepare({"asr": arrow_schema("asr")})
+    store.tidy()
+    print("locked", flush=True)
+    for turn in range(10_000):
+        commit(store, {"/a": f"turn {turn}", "/b": "beta"})
+        store.tidy()
+"""
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_nothing_double_and_nothing_half(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "EXPIRY_S", 1.0)
+    code = KILLED.replace("store = Store(", "lock.EXPIRY_S, lock.RENEWED_S = 1.0, 0.2\nstore = Store(", 1)
+    store = Store(f"{bucket}/out")
+    for turn in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, store.output, str(Path(__file__).parent)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout.readline() == b"locked\n"
+        time.sleep(0.1 + 0.15 * turn)
+        process.kill()
+        process.communicate()
+        time.sleep(2.1)
+        with store.lock():
+            store.prepare({"asr": arrow_schema("asr")})
+            commit(store, {"/a": "after", "/b": "beta"})
+            store.tidy()
+            assert texts(store) == expected({"/a": "after", "/b": "beta"})
+        assert verify(store) == []
+
+
+def test_recordings_of_an_empty_output_are_none(bucket):
+    assert Store(f"{bucket}/out").recordings().num_rows == recordings({}).num_rows
