@@ -8,7 +8,7 @@ Nothing here writes or knows an output. Whatever keeps one recording from an ans
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
-from svbatch.corpus.recording import Recording
+from svbatch.corpus.recording import Recording, listed_columns
 from svbatch.corpus.segment import Segment, speech_segments, windows
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
@@ -39,13 +39,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Annotated:
     """Tables of some recordings: answers by the task's name, failures, and a row per recording. `num_unanswered`
-    counts the questions among the failures."""
+    counts the questions among the failures. `same` are recordings that have no row, because their bytes are answered
+    already or with another recording, with the bytes' ids."""
 
     answers: dict[str, pa.Table]
     failures: pa.Table
     recordings: pa.Table
     audio_seconds: float
     num_unanswered: int
+    same: tuple[tuple[Recording, str], ...] = ()
 
 
 @dataclass
@@ -76,10 +78,12 @@ def annotate(
     model: Model,
     run_id: str,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
+    known: Container[str] = frozenset(),
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
-    takes at most `max_memory_bytes` beside the model, by estimate, or is one segment."""
-    items = [_decoded(recording) for recording in recordings]
+    takes at most `max_memory_bytes` beside the model, by estimate, or is one segment. Whole recordings whose bytes'
+    ids are among `known`, or the same as another's, are not asked."""
+    items, same = _parted([_decoded(recording) for recording in recordings], known)
     places = [place for item in items for place in _places(item, tasks)]
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
     failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
@@ -97,7 +101,24 @@ def annotate(
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
         num_unanswered=len(failures) - num_broken,
+        same=tuple(same),
     )
+
+
+def _parted(items: Sequence[Item], known: Container[str]) -> tuple[list[Item], list[tuple[Recording, str]]]:
+    """The items that are asked, and those whose bytes are known or asked already, with their ids."""
+    asked: list[Item] = []
+    same: list[tuple[Recording, str]] = []
+    ids: set[str] = set()
+    for item in items:
+        recording_id = item.audio.recording_id if item.audio and item.recording.span is None else None
+        if recording_id is not None and (recording_id in known or recording_id in ids):
+            same.append((item.recording, recording_id))
+            continue
+        asked.append(item)
+        if recording_id is not None:
+            ids.add(recording_id)
+    return asked, same
 
 
 def _within_memory(
@@ -260,23 +281,16 @@ def _unanswered(place: Place, task: str, version: str, why: Unanswered, run_id: 
 
 
 def _recording(item: Item, versions: Mapping[str, str], run_id: str) -> dict[str, Any]:
-    audio, span = item.audio, item.recording.span
+    audio = item.audio
     return {
-        "uri": item.recording.uri,
+        **listed_columns(item.recording),
         "recording_id": audio.recording_id if audio else None,
-        "size_bytes": item.recording.size_bytes,
-        "modified_at": item.recording.modified_at,
-        "etag": item.recording.etag,
-        "span_start": span.start_s if span else None,
-        "span_end": span.end_s if span else None,
-        "reference": item.recording.reference,
-        "metadata": [{"name": name, "value": value} for name, value in item.recording.metadata.items()],
         "duration": audio.duration_s if audio else None,
         "sample_rate": audio.sample_rate_hz if audio else None,
         "channels": audio.channels if audio else None,
         "num_segments": item.num_segments,
         "status": "failed" if audio is None else "annotated" if item.num_segments or not item.is_whole else "empty",
-        "answered": [f"{name}@{version}" for name, version in versions.items()] if item.is_whole else [],
+        "answered": [f"{name}@{version}" for name, version in versions.items()],
         "run_id": run_id,
         "annotated_at": datetime.now(UTC),
     }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -40,3 +41,18 @@ class Recording:
 def modified_at(status: os.stat_result) -> datetime:
     """The time of the last change, UTC, in whole microseconds."""
     return EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+
+
+def listed_columns(recording: Recording) -> dict[str, Any]:
+    """What a row of `recordings` says that is known before the bytes are read."""
+    span = recording.span
+    return {
+        "uri": recording.uri,
+        "size_bytes": recording.size_bytes,
+        "modified_at": recording.modified_at,
+        "etag": recording.etag,
+        "span_start": span.start_s if span else None,
+        "span_end": span.end_s if span else None,
+        "reference": recording.reference,
+        "metadata": [{"name": name, "value": value} for name, value in recording.metadata.items()],
+    }

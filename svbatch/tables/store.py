@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -38,14 +38,17 @@ UNFIT_FOR_PATHS = set("%[]^|\\")  # deltalake 1.6 does not find, or panics over,
 class Store:
     """The tables under `output`, which is made if missing. Whatever writes must be called inside `lock`."""
 
-    def __init__(self, output: Path) -> None:
-        """Raises OutputError if the folder cannot be made or written, or Delta cannot bear its name."""
+    def __init__(self, output: Path, *, is_read_only: bool = False) -> None:
+        """Raises OutputError if the folder cannot be made or written, or Delta cannot bear its name. `is_read_only`
+        makes and tries nothing."""
         self.output = output.resolve()
         if unfit := {each for each in str(self.output) if each in UNFIT_FOR_PATHS or not each.isprintable()}:
             raise OutputError(
                 f"{str(self.output)!r}: Delta tables cannot lie under a path with {sorted(unfit)}; "
                 "give `output` another folder"
             )
+        if is_read_only:
+            return
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.output):
@@ -57,9 +60,9 @@ class Store:
             ) from error
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the output for this process, however that ends; BusyError if another one holds it."""
-        path = self.output / ".svbatch.lock"
+    def lock(self, *, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Holds the output, or a shard of it, for this process, however that ends; BusyError if another one does."""
+        path = self.output / (".svbatch.lock" if shard is None else f".svbatch.lock.{shard[0]}")
         try:
             file = path.open("a+")
         except OSError as error:
@@ -133,6 +136,35 @@ class Store:
         for folder in sorted(path for path in self.output.iterdir() if self._exists(path.name)):
             with self._reporting(folder.name):
                 _tidy_table(folder)
+
+    def iter_rows(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of a table as last committed, a part at a time; nothing where there is no table."""
+        if not self._exists(table):
+            return
+        with self._reporting(table):
+            held = _dataset(DeltaTable(self.output / table), self.output / table)
+            yield from held.to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1)
+
+    def of_run(self, table: str, run_id: str, limit: int) -> tuple[int, pa.Table]:
+        """How many rows of a table a run has written, and some of them."""
+        with self._reporting(table):
+            held = _dataset(DeltaTable(self.output / table), self.output / table)
+            written = pc.field("run_id") == run_id
+            return held.count_rows(filter=written), held.head(limit, filter=written)
+
+    def answers_of(self, recording_ids: Collection[str], tables: Iterable[str]) -> dict[str, pa.Table]:
+        """The rows of some recordings' bytes, by table."""
+        ids = pa.array(list(recording_ids), pa.string())
+        answers = {}
+        for table in tables:
+            with self._reporting(table):
+                held = _dataset(DeltaTable(self.output / table), self.output / table)
+                answers[table] = held.to_table(filter=pc.field("recording_id").isin(ids))
+        return answers
+
+    def forgotten(self) -> frozenset[str]:
+        """The ids of bytes that are never asked again."""
+        return frozenset()
 
     def _replace(self, table: str, gone: pc.Expression, rows: pa.Table) -> None:
         """Puts `rows` in the place of the rows that match `gone`, in one transaction.

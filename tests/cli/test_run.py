@@ -56,7 +56,10 @@ def test_a_job_is_answered_once_and_then_nothing_is_new(job, options):
     assert said.returncode == 0, said.stderr
     assert "1 recordings: 1 annotated" in said.stdout
     assert f"tables: {job.parent}/out" in said.stdout
-    assert "{" not in said.stderr  # a line of progress comes after half a minute only
+    lines = [json.loads(line) for line in said.stderr.splitlines() if line.startswith("{")]
+    assert [line["message"].split()[0] for line in lines] == ["loading", "committed"]
+    assert len({line["run_id"] for line in lines}) == 1
+    assert lines[1]["recordings"] == 1
     code = (
         "import sys\nfrom svbatch.cli import entry\n"
         "try: entry()\n"
