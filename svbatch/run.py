@@ -242,16 +242,19 @@ def _answer(
 ) -> None:
     """Asks and commits all batches, or until a limit is reached, of which `tally.ended` tells."""
     unfound: list[Batch] = []
+    num_asked = 0
     with tqdm(unit="recording", desc="annotate", disable=True if quiet else None) as bar:  # None: on a terminal only
         while True:
             batch = unfound.pop() if unfound else next(batches, None)
             if batch is not None:
-                if ended := _reached(limits, tally.counts, time.monotonic() - started):
+                seconds = time.monotonic() - started
+                if num_asked and (ended := _reached(limits, tally.counts, seconds)):
                     tally.ended = ended
                     return
                 annotated = ask(batch, gathered.known(batch))
                 gathered.add(batch, annotated)
                 tally.add(annotated)
+                num_asked += len(batch.recordings)
                 bar.update(len(batch.recordings))
             if batch is None or gathered.is_due:
                 with stop.committing():
