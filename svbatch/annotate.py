@@ -8,7 +8,7 @@ Nothing here writes or knows an output. Whatever keeps one recording from an ans
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
-from svbatch.corpus.recording import Recording
+from svbatch.corpus.recording import Recording, listed_columns
 from svbatch.corpus.segment import Segment, speech_segments, windows
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
@@ -42,13 +42,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Annotated:
     """Tables of some recordings: answers by the task's name, failures, and a row per recording. `num_unanswered`
-    counts the questions among the failures."""
+    counts the questions among the failures. `same` are recordings that have no row, because their bytes are answered
+    already or with another recording, with the bytes' ids."""
 
     answers: dict[str, pa.Table]
     failures: pa.Table
     recordings: pa.Table
     audio_seconds: float
     num_unanswered: int
+    same: tuple[tuple[Recording, str], ...] = ()
 
 
 @dataclass
@@ -98,14 +100,18 @@ def annotate(
     run_id: str,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     decoded: Iterator[Audio | RecordingError] | None = None,
+    known: Container[str] = frozenset(),
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
     takes at most `max_memory_bytes` beside the model, by estimate, or is one segment. As many of `decoded` are taken as
-    there are recordings, one for each; without it they are decoded here."""
+    there are recordings, one for each; without it they are decoded here. Whole recordings whose bytes' ids are among
+    `known`, or the same as another's, are not asked."""
     items: list[Item] = []
+    same: list[tuple[Recording, str]] = []
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
     unanswered = []
     for together in _heard_together(recordings, _decoded(recordings) if decoded is None else decoded):
+        together = _unknown(together, known, items, same)
         places = [place for item in together for place in _places(item, tasks)]
         with torch.inference_mode():
             for batch in _batches(places):
@@ -122,7 +128,30 @@ def annotate(
         recordings=table_of("recordings", [_recording(item, versions, run_id) for item in items]),
         audio_seconds=sum(item.audio.duration_s for item in items if item.audio),
         num_unanswered=len(unanswered),
+        same=tuple(same),
     )
+
+
+def _unknown(
+    items: Sequence[Item], known: Container[str], before: Sequence[Item], same: list[tuple[Recording, str]]
+) -> list[Item]:
+    """The items that are asked; those whose bytes are known, or the same as of one of these or `before`, join `same`
+    with their ids."""
+    asked: list[Item] = []
+    ids = {_whole_id(item) for item in before} - {None}
+    for item in items:
+        recording_id = _whole_id(item)
+        if recording_id is not None and (recording_id in known or recording_id in ids):
+            same.append((item.recording, recording_id))
+        else:
+            asked.append(item)
+            ids.add(recording_id)
+    return asked
+
+
+def _whole_id(item: Item) -> str | None:
+    """The id of a whole recording's bytes; None for a span, or where they could not be read."""
+    return item.audio.recording_id if item.audio and item.recording.span is None else None
 
 
 def _within_memory(
@@ -308,23 +337,16 @@ def _unanswered(place: Place, task: str, version: str, why: Unanswered, run_id: 
 
 
 def _recording(item: Item, versions: Mapping[str, str], run_id: str) -> dict[str, Any]:
-    audio, span = item.audio, item.recording.span
+    audio = item.audio
     return {
-        "uri": item.recording.uri,
+        **listed_columns(item.recording),
         "recording_id": audio.recording_id if audio else None,
-        "size_bytes": item.recording.size_bytes,
-        "modified_at": item.recording.modified_at,
-        "etag": item.recording.etag,
-        "span_start": span.start_s if span else None,
-        "span_end": span.end_s if span else None,
-        "reference": item.recording.reference,
-        "metadata": [{"name": name, "value": value} for name, value in item.recording.metadata.items()],
         "duration": audio.duration_s if audio else None,
         "sample_rate": audio.sample_rate_hz if audio else None,
         "channels": audio.channels if audio else None,
         "num_segments": item.num_segments,
         "status": "failed" if audio is None else "annotated" if item.num_segments or not item.is_whole else "empty",
-        "answered": [f"{name}@{version}" for name, version in versions.items()] if item.is_whole else [],
+        "answered": [f"{name}@{version}" for name, version in versions.items()],
         "run_id": run_id,
         "annotated_at": datetime.now(UTC),
     }

@@ -15,6 +15,21 @@
 Anything else that escapes is a bug: it keeps its traceback and exits 1.
 """
 
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's end means; any other code is a failure."""
+
+    ANSWERED = 0  # all that was asked for is answered
+    BUG = 1
+    USAGE = 2  # job, option or output: the message says what to change
+    FAILURES = 3  # finished with failures, or given up because of too many
+    DAMAGE = 4  # `verify` found something that is not as it was promised
+    MORE = 75  # more to do, or the output is busy: try again
+    INTERRUPTED = 130  # SIGINT; what was committed is kept
+    TERMINATED = 143  # SIGTERM; what was committed is kept
+
 
 class SvbatchError(Exception):
     """A user's problem with its remedy; `str()` of it is the one line that is printed."""

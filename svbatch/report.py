@@ -17,26 +17,24 @@ MAX_TEXT = 88
 
 def report(job: Job, outcome: Outcome) -> str:
     """Several lines of text, without a trailing line break."""
-    total = outcome.annotated + outcome.empty + outcome.failed + outcome.unchanged
     if outcome.is_nothing_new:
-        return f"nothing new: all {total} recordings have their answers in {job.output}"
+        return f"nothing new: all {outcome.recordings} recordings have their answers in {job.output}"
     store = Store(job.output)
     lines = [
-        f"{total} recordings: {outcome.annotated} annotated, {outcome.empty} without speech, {outcome.failed} failed, "
-        f"{outcome.unchanged} unchanged; {outcome.audio_seconds:.0f} s of audio"
+        f"{outcome.recordings} recordings: {outcome.annotated} annotated, {outcome.empty} without speech, "
+        f"{outcome.failed} failed, {outcome.unchanged} unchanged; {outcome.audio_seconds:.0f} s of audio"
     ]
     for task in job.tasks:
-        rows = [row for row in store.read(task.name).to_pylist() if row["run_id"] == outcome.run_id]
-        rows.sort(key=lambda row: (row["uri"], row["start"]))
-        lines += ["", f"{task.name}: {len(rows)} rows"]
+        number, some = store.of_run(task.name, outcome.run_id, MAX_LINES)
+        rows = sorted(some.to_pylist(), key=lambda row: (row["uri"], row["start"]))
+        lines += ["", f"{task.name}: {number} rows"]
         lines += [
-            f"  {Path(row['uri']).name}  {row['start']:.1f}-{row['end']:.1f} s  {_answer(task, row)}"
-            for row in rows[:MAX_LINES]
+            f"  {Path(row['uri']).name}  {row['start']:.1f}-{row['end']:.1f} s  {_answer(task, row)}" for row in rows
         ]
-        lines += ["  …"] if len(rows) > MAX_LINES else []
-    failures = [row for row in store.read("failures").to_pylist() if row["run_id"] == outcome.run_id]
-    lines += ["", f"failures: {len(failures)} rows"] if failures else []
-    lines += [f"  {_failure(row)}" for row in failures[:MAX_LINES]]
+        lines += ["  …"] if number > len(rows) else []
+    number, failures = store.of_run("failures", outcome.run_id, MAX_LINES)
+    lines += ["", f"failures: {number} rows"] if number else []
+    lines += [f"  {_failure(row)}" for row in failures.to_pylist()]
     first = f"{job.output}/{job.tasks[0].name}"
     return "\n".join(
         [

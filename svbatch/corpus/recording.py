@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -128,3 +129,18 @@ def source_of_uri(uri: str) -> tuple[str, Span | None]:
             )
         span = Span(float(found[1]), None if found[2] is None else float(found[2]))
     return source if is_http(source) else os.fsdecode(unquote_to_bytes(source)), span
+
+
+def listed_columns(recording: Recording) -> dict[str, Any]:
+    """What a row of `recordings` says that is known before the bytes are read."""
+    span = recording.span
+    return {
+        "uri": recording.uri,
+        "size_bytes": recording.size_bytes,
+        "modified_at": recording.modified_at,
+        "etag": recording.etag,
+        "span_start": span.start_s if span else None,
+        "span_end": span.end_s if span else None,
+        "reference": recording.reference,
+        "metadata": [{"name": name, "value": value} for name, value in recording.metadata.items()],
+    }

@@ -44,9 +44,10 @@ def decoding(
             thread.join()
 
 
-def workers_for(num_recordings: int) -> int:
-    """How many processes decode so many recordings beside a model: half of the processors at most."""
-    return max(1, min(num_processors() // 2, -(-num_recordings // RECORDINGS_PER_WORKER)))
+def workers_for(num_recordings: int | None) -> int:
+    """How many processes decode so many recordings (None: many) beside a model: half of the processors at most."""
+    most = max(1, num_processors() // 2)
+    return most if num_recordings is None else max(1, min(most, -(-num_recordings // RECORDINGS_PER_WORKER)))
 
 
 def num_processors() -> int:

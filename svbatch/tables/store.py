@@ -104,6 +104,22 @@ class Store:
         self._remove_stale(of_batch, recordings, but=answers)
         self._replace("recordings", of_batch, recordings)
 
+    def iter_rows(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of a table as last committed, a part at a time; nothing where there is no table."""
+        if not self.tables.exists(table):
+            return
+        with self.tables.reporting(table):
+            yield from self.tables.dataset(table).to_batches(
+                columns=list(columns), batch_readahead=2, fragment_readahead=1
+            )
+
+    def of_run(self, table: str, run_id: str, limit: int) -> tuple[int, pa.Table]:
+        """How many rows of a table a run has written, and some of them."""
+        with self.tables.reporting(table):
+            held = self.tables.dataset(table)
+            written = pc.field("run_id") == run_id
+            return held.count_rows(filter=written), held.head(limit, filter=written)
+
     def append_run(self, row: pa.Table) -> None:
         """Adds a finished run's row to `runs`."""
         self.tables.make("runs", row.schema)
