@@ -1,11 +1,15 @@
 """Stores over real sockets: moto's S3 server and Python's http server, on loopback."""
 
 import functools
+import importlib.util
+import multiprocessing
 import os
 import pickle
 import socket
+import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -206,7 +210,7 @@ def test_missing_credentials_are_an_error_that_says_so(bucket, monkeypatch: pyte
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with pytest.raises(CorpusError, match="cannot be listed .Unable to locate credentials.*in the environment"):
+    with pytest.raises(CorpusError, match=r"cannot be listed .Unable to locate credentials.*in the environment"):
         listed("s3://calls")
 
 
@@ -268,11 +272,11 @@ def test_a_file_that_a_site_has_not_is_missing(site: Server) -> None:
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused(
-    entry: str, why: str, site: Server, monkeypatch: pytest.MonkeyPatch
+    entry: str, why: str, site: Server, tmp_path: Path
 ) -> None:
     if entry.endswith(".tar.gz"):
         entry = f"{url(site)}/calls.tar.gz"
-        (Path(site.RequestHandlerClass.keywords["directory"]) / "calls.tar.gz").touch()  # type: ignore[attr-defined]
+        (tmp_path / "site" / "calls.tar.gz").touch()
     with pytest.raises(CorpusError) as error:
         listed(entry)
     assert why in str(error.value)
@@ -280,7 +284,7 @@ def test_an_address_that_cannot_be_read_is_refused(
 
 @pytest.mark.parametrize(("entry", "package"), [("gs://calls/a.wav", "gcsfs"), ("az://calls/a.wav", "adlfs")])
 def test_a_package_that_is_not_installed_is_named(entry: str, package: str) -> None:
-    if any(Path(folder, package).is_dir() for folder in __import__("sys").path):
+    if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(CorpusError) as error:
         listed(entry)
@@ -328,14 +332,7 @@ def test_a_manifest_in_a_bucket_does_not_leave_its_folder_unless_it_may(bucket, 
     assert len(list(iter_recordings(["s3://calls/train/manifest.csv"], Path("/"), follow_outside=True))) == 1
 
 
-def tar_of(write: Callable[[Path], None], path: Path) -> bytes:
-    write(path)
-    return path.read_bytes()
-
-
 def test_members_of_a_tar_in_a_bucket_and_on_a_site_are_read_in_place(bucket, site: Server, tmp_path: Path) -> None:
-    import tarfile
-
     contents = {f"{number}.wav": bytes([number]) * 300_000 for number in range(1, 4)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -353,3 +350,9 @@ def test_members_of_a_tar_in_a_bucket_and_on_a_site_are_read_in_place(bucket, si
         "changed",
         "unreadable",
     }
+
+
+def test_a_worker_process_reads_from_a_bucket(bucket) -> None:
+    put(bucket, "a.wav")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(content_of, listed("s3://calls"))) == [b"four"]

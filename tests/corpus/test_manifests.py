@@ -293,7 +293,7 @@ def test_a_cut_that_is_more_than_a_span_is_refused(tmp_path: Path, change: Row, 
 def test_a_damaged_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
     if not content:
         (tmp_path / "a.jsonl.gz").touch()
-        with pytest.raises(CorpusError, match="no recording in 'a.jsonl.gz'"):
+        with pytest.raises(CorpusError, match=r"no recording in 'a\.jsonl\.gz'"):
             listed(tmp_path / "a.jsonl.gz")
     else:
         assert "cannot be unzipped" in wrong(tmp_path / "a.jsonl.gz", content)[-1]
@@ -430,8 +430,8 @@ def accounted(path: Path) -> None:
             for text in (recording.uri, recording.reference or "", *recording.metadata, *recording.metadata.values()):
                 text.encode()
             assert isinstance(recording.location, LocalFile | RemoteFile)
-    except CorpusError as error:
-        assert str(error)
+    except CorpusError:
+        return
 
 
 @PROPERTY
