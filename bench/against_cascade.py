@@ -73,7 +73,7 @@ def main() -> None:
     precision = choose_precision(options.precision, "cpu")
     model = load_model(bundle, "cpu", precision)
     recordings = list(iter_recordings(job.corpus, job.corpus_base))[: options.recordings]
-    paths = json.dumps([str(recording.path) for recording in recordings]) + "\n"
+    paths = json.dumps([str(recording.location.path) for recording in recordings]) + "\n"
     with tempfile.TemporaryDirectory() as folder:
         questions = Path(folder) / "questions.json"
         asked = [question for task in job.tasks if task.name != "asr" for question in questions_of(task)]

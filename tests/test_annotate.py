@@ -61,7 +61,7 @@ def test_every_row_is_the_same_alone_and_in_a_batch(recordings, together, tiny_m
     for recording in recordings:
         alone = answer([recording], tiny_model)
         for table in [*VERSIONS, "failures", "recordings"]:
-            expected = rows(together, table, recording.path.name)
+            expected = rows(together, table, recording.uri.rsplit("/", 1)[-1])
             assert differences(expected, rows(alone, table)) == []
             compared += len(expected)
     assert compared >= len(recordings) + 10
@@ -76,7 +76,7 @@ def test_every_row_of_mini_is_the_same_alone_and_in_a_batch(held_out_data, mini)
     for recording in recordings:
         alone = answer([recording], mini)
         for table in [*VERSIONS, "recordings"]:
-            expected = rows(together, table, recording.path.name)
+            expected = rows(together, table, recording.uri.rsplit("/", 1)[-1])
             assert differences(expected, rows(alone, table)) == []
             compared += len(expected)
     assert compared > 3 * len(recordings)
@@ -124,7 +124,7 @@ def test_times_are_seconds_of_the_source_file(together):
 
 
 def test_a_broken_file_is_a_failure_and_costs_no_other_row(recordings, together, tiny_model):
-    whole = [recording for recording in recordings if recording.path.name != "broken.wav"]
+    whole = [recording for recording in recordings if not recording.uri.endswith("/broken.wav")]
     without = answer(whole, tiny_model)
     for table in VERSIONS:
         assert differences(rows(without, table), rows(together, table)) == []
@@ -154,7 +154,7 @@ def test_every_recording_is_listed_with_what_it_was_answered_for(recordings, tog
 
 
 def test_a_recording_that_is_only_asked_about_its_windows_is_not_called_empty(recordings, tiny_model):
-    twice = [recording for recording in recordings if recording.path.name == "twice.wav"]
+    twice = [recording for recording in recordings if recording.uri.endswith("/twice.wav")]
     annotated = answer(twice, tiny_model, [task for task in TASKS if task.name == "speech_activity"])
     [row] = rows(annotated, "recordings")
     assert (row["status"], row["num_segments"]) == ("annotated", 2)
@@ -212,3 +212,12 @@ def test_another_error_is_a_bug_that_shows(recordings, tiny_model):
 
     with pytest.raises(RuntimeError, match="a wrong shape"):
         answer(recordings, replace(tiny_model, encoder=Broken()))
+
+
+def test_what_a_manifest_says_is_in_the_table_recordings(corpus_dir, tmp_path, tiny_model):
+    (tmp_path / "a.csv").write_text(f"path,start,text,speaker\n{corpus_dir}/short.flac,0.25,hello,Ann\n")
+    recordings = list(iter_recordings(["a.csv"], tmp_path, follow_outside=True))
+    (row,) = answer(recordings, tiny_model).recordings.to_pylist()
+    assert row["uri"] == f"{corpus_dir}/short.flac#t=0.25"
+    assert (row["span_start"], row["span_end"], row["reference"]) == (0.25, None, "hello")
+    assert row["metadata"] == [{"name": "speaker", "value": "Ann"}]

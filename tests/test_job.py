@@ -239,3 +239,11 @@ def test_memory_is_given_with_its_unit(tmp_path):
     path.write_text("corpus: a\ntasks: [asr]\noutput: out\nmax_memory: 2GB\n")
     with pytest.raises(JobError, match=r"line 4: `max_memory` is `2GB`; .*MiB"):
         load_job(path)
+
+
+def test_links_and_manifests_lead_out_only_if_the_job_says_so(job_file):
+    assert load_job(job_file(WHOLE)).follow_outside is False
+    assert load_job(job_file(WHOLE + "follow_outside: true\n")).follow_outside is True
+    assert problems(job_file(WHOLE + "follow_outside: 1\n")) == [
+        "job.yaml, line 8: `follow_outside` must be true or false"
+    ]

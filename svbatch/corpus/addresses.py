@@ -207,8 +207,8 @@ def opened(file: RemoteFile) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def fetched(file: RemoteFile) -> Iterator[BinaryIO]:
-    """A copy of a file, in memory or, if it is large, on disk without a name."""
+def fetched(file: RemoteFile) -> Iterator[BinaryIO | None]:
+    """A copy of a file, in memory or, if it is large, on disk without a name; None where there is no file."""
     system = _file_system(file)
 
     def copy() -> None:
@@ -220,9 +220,13 @@ def fetched(file: RemoteFile) -> Iterator[BinaryIO]:
         stream.seek(0)
 
     with SpooledTemporaryFile(max_size=2**26) as stream:
+        is_there = True
         with reporting(file.address):
-            attempts(copy)
-        yield cast(BinaryIO, stream)
+            try:
+                attempts(copy)
+            except FileNotFoundError:
+                is_there = False
+        yield cast(BinaryIO, stream) if is_there else None
 
 
 def read_bytes(file: RemoteFile, start: int, size_bytes: int) -> bytes:
@@ -230,7 +234,8 @@ def read_bytes(file: RemoteFile, start: int, size_bytes: int) -> bytes:
     system = _file_system(file)
     if is_http(file.address) and start == 0:  # a server need not know how to give a part
         return attempts(lambda: _streamed(system, file.address, size_bytes))
-    return cast(bytes, attempts(lambda: system.cat_file(file.address, start=start, end=start + size_bytes)))
+    content: bytes = attempts(lambda: system.cat_file(file.address, start=start, end=start + size_bytes))
+    return content if len(content) <= size_bytes else content[start : start + size_bytes]  # it does not, and sends all
 
 
 def _streamed(system: "AbstractFileSystem", address: str, size_bytes: int) -> bytes:
@@ -281,9 +286,11 @@ def _file_system(file: RemoteFile) -> "AbstractFileSystem":
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, use_listings_cache=False, **_options(scheme))
+        system = fsspec.filesystem(scheme, use_listings_cache=False, **_options(scheme))
     except ImportError as error:
         raise CorpusError(f"corpus: {scheme}:// needs a package; install it with `pip install {package}`") from error
+    system.invalidate_cache()  # some keep one all the same
+    return system
 
 
 def _options(scheme: str) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def content_of(recording: Recording) -> bytes:
     else:
         content, status = _read_remote(recording, source, start)
     is_known = _is_size_known(recording)
-    if not _is_as_listed(recording, whole_bytes, status) or (is_known and len(content) != recording.size_bytes):
+    can_tell = isinstance(source, LocalFile) or recording.etag is not None or recording.modified_at != EPOCH
+    if (can_tell and not _is_as_listed(recording, whole_bytes, status)) or (is_known and len(content) != recording.size_bytes):
         raise _failure(recording, "changed", "has changed since it was listed; run again when it is complete")
     if len(content) > MAX_BYTES:
         raise _too_large(recording)
@@ -99,12 +100,10 @@ def _num_wanted(recording: Recording) -> int:
 
 
 def _is_as_listed(recording: Recording, size_bytes: int, status: Status) -> bool:
-    """Whether a source is what was listed, by ETag, or where there is none by size and time; whatever its store could
-    not tell is not compared."""
+    """Whether a source is what was listed, by ETag, or where there is none by size and time."""
     if recording.etag is not None and status.etag is not None:
         return recording.etag == status.etag
-    is_known = isinstance(recording.location, LocalFile) or recording.modified_at != EPOCH
-    return not is_known or (size_bytes, recording.modified_at) == (status.size_bytes, status.modified_at)
+    return (size_bytes, recording.modified_at) == (status.size_bytes, status.modified_at)
 
 
 def _too_large(recording: Recording) -> RecordingError:

@@ -1,11 +1,13 @@
 import os
+import pickle
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from svbatch.corpus.content import content_of
+from svbatch.corpus.content import MAX_BYTES, content_of
 from svbatch.corpus.recording import EPOCH, LocalFile, Recording
 from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError, RecordingError
@@ -146,6 +148,8 @@ def test_a_folder_that_cannot_be_listed_is_listed_itself(calls: Path) -> None:
         (b"100%25.wav", "100%2525.wav"),
         (b"latin-\xfc.wav", "latin-%FC.wav"),
         (b"two\nlines\x7f.wav", "two%0Alines%7F.wav"),
+        (b"a#t=1.wav", "a%23t=1.wav"),
+        (b"hey!.wav", "hey!.wav"),
     ],
 )
 def test_a_uri_is_one_line_of_unicode_that_gives_the_path_back(tmp_path: Path, name: bytes, uri: str) -> None:
@@ -157,3 +161,50 @@ def test_a_uri_is_one_line_of_unicode_that_gives_the_path_back(tmp_path: Path, n
     (recording,) = iter_recordings(["."], tmp_path)
     assert recording.uri == f"{tmp_path}/{uri}"
     assert unquote_to_bytes(recording.uri) == path
+
+
+def test_a_folder_named_as_a_member_of_a_tar_has_another_uri(tmp_path: Path) -> None:
+    (tmp_path / "a.tar!").mkdir()
+    (tmp_path / "a.tar!" / "b.wav").touch()
+    (recording,) = iter_recordings(["."], tmp_path)
+    assert recording.uri == f"{tmp_path}/a.tar%21/b.wav"
+
+
+def test_a_recording_is_the_same_in_a_worker_process(calls: Path) -> None:
+    for recording in iter_recordings(["."], calls):
+        assert pickle.loads(pickle.dumps(recording)) == recording
+        assert content_of(pickle.loads(pickle.dumps(recording))) == b"four"
+
+
+def test_a_recording_over_the_limit_is_refused_without_being_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.wav").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # a file with a hole, which takes no room
+    (recording,) = iter_recordings(["."], tmp_path)
+    with pytest.raises(RecordingError, match="has more than 2 GiB; split it, or convert it to FLAC") as error:
+        content_of(recording)
+    assert error.value.code == "too_large"
+
+
+def test_a_recording_that_grows_is_not_read_beyond_what_was_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"four")
+    (recording,) = iter_recordings(["."], tmp_path)
+    with (tmp_path / "a.wav").open("r+b") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(RecordingError, match="has changed since it was listed"):
+        content_of(recording)
+
+
+def test_20_000_recordings_are_listed_in_little_memory(tmp_path: Path) -> None:
+    rows = [f"{folder:02}/{name:03}.wav" for folder in range(20) for name in range(1000)]
+    for folder in range(20):
+        (tmp_path / f"{folder:02}").mkdir()
+    for row in rows:
+        os.close(os.open(tmp_path / row, os.O_CREAT))
+    (tmp_path / "a.csv").write_text("path,text\n" + "".join(f"{row},{'word ' * 20}\n" for row in rows[:5000]))
+    for entry, expected in ((".", 20_000), ("a.csv", 5000)):
+        tracemalloc.start()
+        found = sum(1 for _ in iter_recordings([entry], tmp_path))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert found == expected
+        assert peak_bytes < 5 * 2**20, entry

@@ -32,7 +32,7 @@ def _row(line: bytes) -> Row:
     try:
         values: Any = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise WrongLine(f"is not a JSON object in UTF-8 ({error})") from error
+        raise WrongLine(f"is not a JSON object in UTF-8 ({getattr(error, 'msg', error)})") from error
     if not isinstance(values, dict):
         raise WrongLine("is not a JSON object; write one object per line")
     if not any(name in values for name in NAMES) and is_lhotse(values):

@@ -9,13 +9,13 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from svbatch.corpus.addresses import checked, fetched, is_address, is_below, joined, parent_of, statuses
+from svbatch.corpus.addresses import checked, fetched, is_address, is_below, joined, name_of, parent_of, statuses
 from svbatch.corpus.folders import Boundary, boundary_of, is_inside, status_at
 from svbatch.corpus.manifests.json_lines import iter_json_lines
 from svbatch.corpus.manifests.kaldi import iter_kaldi
@@ -39,41 +39,33 @@ def is_manifest(name: str) -> bool:
 def iter_manifest(manifest: Source, *, follow_outside: bool) -> Iterator[Recording]:
     """The recordings of a manifest, in its order. Raises CorpusError with every wrong line."""
     uri = source_uri(manifest)
+    name = (manifest.path.name if isinstance(manifest, LocalFile) else name_of(manifest)).lower()
 
     def placed() -> Iterator[tuple[str, Row | WrongLine]]:
         with _opened(manifest) as stream:
             if stream is None:
                 raise CorpusError(f"corpus: {uri} is no file; correct the path")
-            word = "row" if uri.lower().endswith(".parquet") else "line"
-            for number, row in _rows(uri.lower(), stream):
+            word = "row" if name.endswith(".parquet") else "line"
+            for number, row in _rows(name, stream):
                 yield f"{uri}, {word} {number}", row
 
-    return _iter_rows(placed(), _folder_of(manifest), follow_outside=follow_outside)
+    if isinstance(manifest, LocalFile):
+        return _iter_rows(placed(), manifest.path.parent, follow_outside=follow_outside)
+    return _iter_rows(placed(), parent_of(manifest), follow_outside=follow_outside)
 
 
 def iter_kaldi_folder(folder: Source, *, follow_outside: bool) -> Iterator[Recording]:
     """The recordings of a Kaldi data folder, in its order. Raises CorpusError with every wrong line."""
     uri = source_uri(folder).rstrip("/")
 
-    @contextmanager
-    def opened(name: str) -> Iterator[BinaryIO | None]:
+    def opened(name: str) -> AbstractContextManager[BinaryIO | None]:
         if isinstance(folder, LocalFile):
-            with _opened(LocalFile(folder.path / name)) as stream:
-                yield stream
-            return
-        try:
-            with _opened(RemoteFile(joined(folder.address, name))) as stream:
-                yield stream
-        except FileNotFoundError:
-            yield None
+            return _opened(LocalFile(folder.path / name))
+        return _opened(RemoteFile(joined(folder.address, name)))
 
     rows = ((f"{uri}/{name}, line {number}", row) for name, number, row in iter_kaldi(opened))
     base = folder.path if isinstance(folder, LocalFile) else folder.address.rstrip("/") + "/"
     return _iter_rows(rows, base, follow_outside=follow_outside)
-
-
-def _folder_of(manifest: Source) -> Path | str:
-    return manifest.path.parent if isinstance(manifest, LocalFile) else parent_of(manifest)
 
 
 @contextmanager
