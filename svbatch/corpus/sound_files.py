@@ -33,6 +33,8 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
     if content[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (missing := _missing_bytes(content)):
         raise truncated(f"{missing} bytes that its header promises are not there")
     parts = _ogg_streams(content) if content[:4] == b"OggS" else [content]
+    # Some encoders count an MP3's first frame, which holds the counts and no audio.
+    lenience = 0 if _is_short_mp3(content) else _MP3_FRAME_SAMPLES
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(part)) for part in parts]
         first = files[0]
@@ -46,7 +48,7 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
             sample_rate_hz=first.samplerate,
             channels=first.channels,
             num_frames=sum(file.frames for file in files),
-            blocks_from=lambda start: _iter_blocks(files, start),
+            blocks_from=lambda start: _iter_blocks(files, start, lenience),
         )
 
 
@@ -73,13 +75,13 @@ def _opened(content: bytes) -> soundfile.SoundFile:
     return file
 
 
-def _iter_blocks(files: Sequence[soundfile.SoundFile], start: int) -> Iterator[NDArray[np.float32]]:
+def _iter_blocks(files: Sequence[soundfile.SoundFile], start: int, mp3_lenience: int) -> Iterator[NDArray[np.float32]]:
     """The frames of all `files`, one after the other, from frame `start` on."""
     for file in files:
         skipped = min(start, file.frames) if file.format in SEEKABLE else 0
         start -= skipped
         _seek(file, skipped)
-        for block in _iter_file(file, skipped):
+        for block in _iter_file(file, skipped, mp3_lenience if file.format == "MP3" else 0):
             yield block[start:]
             start = max(0, start - len(block))
 
@@ -93,7 +95,7 @@ def _seek(file: soundfile.SoundFile, frame: int) -> None:
         raise truncated(f"no audio can be read at {frame / file.samplerate:.2f} s") from error
 
 
-def _iter_file(file: soundfile.SoundFile, start: int) -> Iterator[NDArray[np.float32]]:
+def _iter_file(file: soundfile.SoundFile, start: int, lenience: int) -> Iterator[NDArray[np.float32]]:
     rate, num_read = file.samplerate, start
     while True:
         try:
@@ -105,8 +107,6 @@ def _iter_file(file: soundfile.SoundFile, start: int) -> Iterator[NDArray[np.flo
             break
         num_read += len(block)
         yield block
-    # Some encoders count an MP3's first frame, which holds the count and no audio.
-    lenience = _MP3_FRAME_SAMPLES if file.format == "MP3" else 0
     if num_read < file.frames - lenience:
         raise truncated(f"{num_read / rate:.2f} of {file.frames / rate:.2f} s can be read")
 
@@ -127,6 +127,20 @@ def _missing_bytes(content: bytes) -> int:
             break
         position = body + size + size % 2
     return max(0, end - len(content))
+
+
+def _is_short_mp3(content: bytes) -> bool:
+    """Whether an MP3's first frame (Xing's or LAME's) counts more bytes than there are."""
+    start = 0
+    if content[:3] == b"ID3":
+        start = 10 + sum(byte << shift for byte, shift in zip(content[6:10], (21, 14, 7, 0), strict=False))
+    for side_bytes in (9, 17, 32):  # mono or stereo, MPEG 1 or 2
+        at = start + 4 + side_bytes
+        flags = int.from_bytes(content[at + 4 : at + 8], "big")
+        if content[at : at + 4] in (b"Xing", b"Info") and flags & 2:
+            counted = at + (12 if flags & 1 else 8)
+            return start + int.from_bytes(content[counted : counted + 4], "big") > len(content)
+    return False
 
 
 def _known_size(size: int) -> int:
