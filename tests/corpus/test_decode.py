@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from svbatch.corpus.decode import Audio, decode
+from svbatch.corpus.decode import Audio, Contents, decode
 from svbatch.corpus.recording import Span
 from svbatch.corpus.sources import iter_recordings, recording_at
 from svbatch.errors import RecordingError
@@ -396,3 +396,16 @@ def test_the_first_channel_and_each_channel_can_be_heard_alone(tmp_path: Path) -
     assert (first.tracks, each.tracks, decode(recording_at(path)).tracks) == ((0,), (0, 1), (None,))
     np.testing.assert_allclose(first.waveform, left, atol=1e-4)
     np.testing.assert_allclose(each.waveforms, [left, right], atol=1e-4)
+
+
+def test_a_source_is_read_once_for_spans_that_follow_one_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(WAV)
+    source, contents = recording_at(path), Contents()
+    spans = [replace(source, uri=f"{source.uri}#t={at},{at + 0.25}", span=Span(at, at + 0.25)) for at in (0.0, 0.5)]
+    expected = [decode(span).recording_id for span in spans]
+    assert contents.of(spans[0]) == (WAV, expected[0])
+    path.unlink()
+    assert contents.of(spans[1]) == (WAV, expected[1])
+    with pytest.raises(RecordingError, match="cannot be read"):
+        contents.of(source)
