@@ -188,14 +188,14 @@ def _span(source: Source, span: Span | None, num_tracks: int) -> tuple[int, int 
 
 
 def _iter_cut(source: Source, start: int, end: int | None, span: Span | None) -> Iterator[NDArray[np.float32]]:
-    """The frames from `start` to `end`. What a decoder throws away before `start` counts for the time limit alone."""
-    position = start
-    for block in source.blocks_from(start):
-        rest = block if end is None else block[: end - position]
-        position += len(rest)
-        if len(rest):
-            yield rest
-        if position == end:
+    """The frames from `start` to `end`; what is not seekable is decoded up to `start`."""
+    position = start if source.is_seekable else 0
+    for block in source.blocks_from(position):
+        cut = block[max(0, start - position) : None if end is None else max(0, end - position)]
+        position += len(block)
+        if len(cut):
+            yield cut
+        if end is not None and position >= end:
             return
     if span:
         _check_span(span, position / source.sample_rate_hz)

@@ -6,8 +6,9 @@ long they were.
 
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -34,7 +35,7 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
         raise truncated(f"{missing} bytes that its header promises are not there")
     parts = _ogg_streams(content) if content[:4] == b"OggS" else [content]
     # Some encoders count an MP3's first frame, which holds the counts and no audio.
-    lenience = 0 if _is_short_mp3(content) else _MP3_FRAME_SAMPLES
+    lenience = _MP3_FRAME_SAMPLES if not _is_short_mp3(content) else 0
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(part)) for part in parts]
         first = files[0]
@@ -48,7 +49,8 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
             sample_rate_hz=first.samplerate,
             channels=first.channels,
             num_frames=sum(file.frames for file in files),
-            blocks_from=lambda start: _iter_blocks(files, start, lenience),
+            is_seekable=first.format in SEEKABLE,  # so it is the only one
+            blocks_from=lambda start: chain.from_iterable(_iter_file(file, start, lenience) for file in files),
         )
 
 
@@ -75,30 +77,12 @@ def _opened(content: bytes) -> soundfile.SoundFile:
     return file
 
 
-def _iter_blocks(files: Sequence[soundfile.SoundFile], start: int, mp3_lenience: int) -> Iterator[NDArray[np.float32]]:
-    """The frames of all `files`, one after the other, from frame `start` on."""
-    for file in files:
-        skipped = min(start, file.frames) if file.format in SEEKABLE else 0
-        start -= skipped
-        _seek(file, skipped)
-        for block in _iter_file(file, skipped, mp3_lenience if file.format == "MP3" else 0):
-            yield block[start:]
-            start = max(0, start - len(block))
-
-
-def _seek(file: soundfile.SoundFile, frame: int) -> None:
-    try:
-        if frame:
-            file.seek(frame)
-    except soundfile.LibsndfileError as error:
-        _check_memory(error)
-        raise truncated(f"no audio can be read at {frame / file.samplerate:.2f} s") from error
-
-
 def _iter_file(file: soundfile.SoundFile, start: int, lenience: int) -> Iterator[NDArray[np.float32]]:
     rate, num_read = file.samplerate, start
     while True:
         try:
+            if num_read == start > 0:
+                file.seek(start)
             block = file.read(block_frames(rate, file.channels), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             _check_memory(error)

@@ -23,7 +23,7 @@ from svbatch.tables.store import Store
 SEED = 20_261_125
 SAMPLE = 60
 MAX_WORKER_BYTES = 2**30
-MAX_BYTES = 3 * 2**30  # of the run itself: torch, the tiny model, a batch
+MAX_BYTES = 4 * 2**30  # of the run itself: torch, the tiny model, a batch, and 12 hours of a bomb (2.8 GB)
 UNEQUAL = ("uri", "run_id", "annotated_at", "failed_at", "modified_at")
 
 
