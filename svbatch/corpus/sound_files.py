@@ -34,8 +34,6 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
     if content[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and (missing := _missing_bytes(content)):
         raise truncated(f"{missing} bytes that its header promises are not there")
     parts = _ogg_streams(content) if content[:4] == b"OggS" else [content]
-    # Some encoders count an MP3's first frame, which holds the counts and no audio.
-    lenience = _MP3_FRAME_SAMPLES if not _is_short_mp3(content) else 0
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(part)) for part in parts]
         first = files[0]
@@ -43,6 +41,8 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
             raise refusal(
                 "unsupported", "changes its sample rate or channels from stream to stream; convert it to FLAC"
             )
+        # Some encoders count an MP3's first frame, which holds the counts and no audio.
+        lenience = _MP3_FRAME_SAMPLES if first.format == "MP3" and not _is_short_mp3(content) else 0
         yield Source(
             container=first.format.lower(),
             codec=first.subtype.lower(),

@@ -31,7 +31,7 @@ BLOCK_S = 60  # nor more than this at once: at 1 Hz it is 16,000 times as many s
 class Source:
     """An open source. `num_frames` is what its header promises, None if nothing; a frame is one value per channel.
 
-    `blocks_from(n)` gives float32 blocks (frames, channels) from frame n on, which is 0 where it is not seekable. Raises
+    `blocks_from(n)` gives float32 blocks (frames, channels) from frame n on; n is 0 where it is not seekable. Raises
     RecordingError for what is wrong or missing.
     """
 

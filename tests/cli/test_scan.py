@@ -56,7 +56,7 @@ def test_a_scan_is_a_table_and_a_summary(call, folder, tmp_path):
         "channels      1 in 2, 2 in 1",
         "duplicates    1 hold the bytes of another",
         "unreadable    truncated in 1",
-        f"  {folder}/d.wav is cut short or damaged: 544239662 bytes that its header promises are not there; "
+        f"  {folder}/d.wav is cut short or damaged: 1953849880 bytes that its header promises are not there; "
         "copy or record it again",
         "",
         "table: scan.parquet",
