@@ -186,5 +186,5 @@ def summary(found: Scan) -> str:
 
 
 def _counted(counter: Counter[Any], unit: str = "") -> str:
-    """`8000 Hz in 3, 16000 Hz in 1`, the most frequent first."""
-    return ", ".join(f"{value}{unit} in {number}" for value, number in counter.most_common())
+    """`8000 Hz in 3, 16000 Hz in 1`, the eight most frequent first."""
+    return ", ".join(f"{value}{unit} in {number}" for value, number in counter.most_common(8))

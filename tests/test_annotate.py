@@ -10,6 +10,7 @@ import torch
 from svbatch.annotate import Annotated, annotate
 from svbatch.corpus.decode import decode
 from svbatch.corpus.recording import Recording
+from svbatch.corpus.recording import Span as CutOut
 from svbatch.corpus.sources import iter_recordings, recording_at
 from svbatch.hear import Span, hear
 from svbatch.tasks.task import load_task
@@ -221,3 +222,45 @@ def test_what_a_manifest_says_is_in_the_table_recordings(corpus_dir, tmp_path, t
     assert row["uri"] == f"{corpus_dir}/short.flac#t=0.25"
     assert (row["span_start"], row["span_end"], row["reference"]) == (0.25, None, "hello")
     assert row["metadata"] == [{"name": "speaker", "value": "Ann"}]
+
+
+def test_each_channel_has_rows_of_its_own(corpus_dir, tiny_model):
+    """twice.wav holds the same sound in both channels."""
+    whole = load_task("emotion", Path()).model_copy(update={"scope": "recording"})
+    tasks, versions = [*TASKS, whole], {**VERSIONS, whole.name: "1"}
+    recording = recording_at(corpus_dir / "twice.wav")
+    each = annotate([recording], tasks, versions, tiny_model, "run", decoded=iter([decode(recording, "each")]))
+    mixed = annotate([recording], tasks, versions, tiny_model, "run")
+    for table in versions:
+        expected = rows(mixed, table)
+        assert {row["channel"] for row in expected} == {None}
+        for channel in (0, 1):
+            own = [row | {"channel": None} for row in rows(each, table) if row["channel"] == channel]
+            assert differences(expected, own) == []
+    assert [row["channel"] for row in rows(each, whole.name)] == [0, 1]
+    [listed] = rows(each, "recordings")
+    assert (listed["channels"], listed["num_segments"]) == (2, 4)
+
+
+def test_a_spans_times_are_seconds_of_its_source(corpus_dir, tiny_model):
+    """The second sound of twice.wav lies from 6 to 8 s."""
+    recording = recording_at(corpus_dir / "twice.wav")
+    part = replace(recording, uri=f"{recording.uri}#t=3,8", span=CutOut(3.0, 8.0))
+    annotated = answer([part], tiny_model)
+    [row] = rows(annotated, "asr")
+    assert row["start"] == pytest.approx(5.8, abs=0.25)
+    assert row["end"] == pytest.approx(8.0, abs=0.05)
+    times = [time for word in row["words"] for time in (word["start"], word["end"])]
+    assert row["start"] <= times[0] <= times[-1] <= row["end"] + 0.08
+    assert {(r["start"], r["end"]) for r in rows(annotated, "speech_activity")} >= {(row["start"], row["end"])}
+    [listed] = rows(annotated, "recordings")
+    assert (listed["duration"], listed["span_start"], listed["span_end"]) == (5.0, 3.0, 8.0)
+
+
+def test_samples_are_let_go_when_they_have_been_heard_and_rows_stay_the_same(
+    recordings, together, tiny_model, monkeypatch
+):
+    monkeypatch.setattr("svbatch.annotate.MAX_SOUND_BYTES", 1)  # one recording at a time
+    alone = answer(recordings, tiny_model)
+    for table in [*VERSIONS, "failures", "recordings"]:
+        assert differences(rows(together, table), rows(alone, table)) == []

@@ -44,7 +44,8 @@ def open_container(content: bytes, container: Container) -> Iterator[Source]:
             sample_rate_hz=stream.rate,
             channels=stream.channels,
             num_frames=_declared_frames(opened, stream),
-            blocks_from=lambda start: _iter_blocks(opened, stream, start),
+            is_seekable=False,
+            blocks_from=lambda _: _iter_blocks(opened, stream),
         )
 
 
@@ -59,13 +60,11 @@ def _declared_frames(opened: av.container.InputContainer, stream: av.AudioStream
     return None
 
 
-def _iter_blocks(
-    opened: av.container.InputContainer, stream: av.AudioStream, start: int
-) -> Iterator[NDArray[np.float32]]:
-    """Blocks from frame `start` on; raises RecordingError if fewer frames can be read than are declared."""
+def _iter_blocks(opened: av.container.InputContainer, stream: av.AudioStream) -> Iterator[NDArray[np.float32]]:
+    """Blocks of all that can be read; raises RecordingError if that is less than is declared."""
     rate, num_read = stream.rate, 0
     for block in _gathered(_iter_pieces(opened, stream), block_frames(rate, stream.channels)):
-        yield block[max(0, start - num_read) :]
+        yield block
         num_read += len(block)
     declared = _declared_frames(opened, stream) or 0
     if num_read + LENIENCE_S * rate < declared:

@@ -6,7 +6,7 @@ seconds before it is there. A run decodes in processes of their own: see workers
 """
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -88,14 +88,35 @@ def audio_of(properties: Properties, samples: bytearray) -> Audio:
     return Audio(**vars(properties), waveforms=np.ascontiguousarray(values.T))
 
 
-def iter_decoded(recording: Recording, channels: Channels) -> Generator[bytes, None, Properties]:
+class Contents:
+    """The bytes of sources. Those of a source that was asked for a span are kept for its next span."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Hashable, bytes, hashlib._Hash] | None = None
+
+    def of(self, recording: Recording) -> tuple[bytes, str]:
+        """A recording's bytes and its id. Raises as `content_of` does."""
+        source = (recording.uri.rpartition("#t=")[0], recording.size_bytes, recording.modified_at, recording.etag)
+        if not self._kept or self._kept[0] != source:
+            self._kept = None  # before the next is read: they might not fit into memory together
+            content = content_of(recording)
+            self._kept = source, content, hashlib.sha256(content)
+        _, content, digest = self._kept
+        if recording.span is None:
+            self._kept = None
+            return content, digest.hexdigest()
+        of_span = digest.copy()
+        of_span.update(f"#t={recording.span.start_s!r},{recording.span.end_s!r}".encode())
+        return content, of_span.hexdigest()
+
+
+def iter_decoded(
+    recording: Recording, channels: Channels, contents: Contents | None = None
+) -> Generator[bytes, None, Properties]:
     """The bytes that `audio_of` takes, block by block, the first empty when the source has been read; at the end what
     they are of. Raises as `decode` does."""
-    content = content_of(recording)
+    content, recording_id = (contents or Contents()).of(recording)
     yield b""
-    digest = hashlib.sha256(content)
-    if recording.span:
-        digest.update(f"#t={recording.span.start_s!r},{recording.span.end_s!r}".encode())
     try:
         with _opened(content) as source:
             del content  # the source has it
@@ -113,7 +134,7 @@ def iter_decoded(recording: Recording, channels: Channels) -> Generator[bytes, N
             rest = np.zeros((0, len(tracks)), np.float32)
             yield resampler.resample_chunk(rest, last=True).tobytes()
             return Properties(
-                recording_id=digest.hexdigest(),
+                recording_id=recording_id,
                 duration_s=num_frames / source.sample_rate_hz,
                 sample_rate_hz=source.sample_rate_hz,
                 channels=source.channels,
@@ -167,14 +188,14 @@ def _span(source: Source, span: Span | None, num_tracks: int) -> tuple[int, int 
 
 
 def _iter_cut(source: Source, start: int, end: int | None, span: Span | None) -> Iterator[NDArray[np.float32]]:
-    """The frames from `start` to `end`. What a decoder throws away before `start` counts for the time limit alone."""
-    position = start
-    for block in source.blocks_from(start):
-        rest = block if end is None else block[: end - position]
-        position += len(rest)
-        if len(rest):
-            yield rest
-        if position == end:
+    """The frames from `start` to `end`; what is not seekable is decoded up to `start`."""
+    position = start if source.is_seekable else 0
+    for block in source.blocks_from(position):
+        cut = block[max(0, start - position) : None if end is None else max(0, end - position)]
+        position += len(block)
+        if len(cut):
+            yield cut
+        if end is not None and position >= end:
             return
     if span:
         _check_span(span, position / source.sample_rate_hz)

@@ -6,8 +6,9 @@ long they were.
 
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -40,13 +41,16 @@ def open_sound_file(content: bytes) -> Iterator[Source]:
             raise refusal(
                 "unsupported", "changes its sample rate or channels from stream to stream; convert it to FLAC"
             )
+        # Some encoders count an MP3's first frame, which holds the counts and no audio.
+        lenience = _MP3_FRAME_SAMPLES if first.format == "MP3" and not _is_short_mp3(content) else 0
         yield Source(
             container=first.format.lower(),
             codec=first.subtype.lower(),
             sample_rate_hz=first.samplerate,
             channels=first.channels,
             num_frames=sum(file.frames for file in files),
-            blocks_from=lambda start: _iter_blocks(files, start),
+            is_seekable=first.format in SEEKABLE,  # so it is the only one
+            blocks_from=lambda start: chain.from_iterable(_iter_file(file, start, lenience) for file in files),
         )
 
 
@@ -73,30 +77,12 @@ def _opened(content: bytes) -> soundfile.SoundFile:
     return file
 
 
-def _iter_blocks(files: Sequence[soundfile.SoundFile], start: int) -> Iterator[NDArray[np.float32]]:
-    """The frames of all `files`, one after the other, from frame `start` on."""
-    for file in files:
-        skipped = min(start, file.frames) if file.format in SEEKABLE else 0
-        start -= skipped
-        _seek(file, skipped)
-        for block in _iter_file(file, skipped):
-            yield block[start:]
-            start = max(0, start - len(block))
-
-
-def _seek(file: soundfile.SoundFile, frame: int) -> None:
-    try:
-        if frame:
-            file.seek(frame)
-    except soundfile.LibsndfileError as error:
-        _check_memory(error)
-        raise truncated(f"no audio can be read at {frame / file.samplerate:.2f} s") from error
-
-
-def _iter_file(file: soundfile.SoundFile, start: int) -> Iterator[NDArray[np.float32]]:
+def _iter_file(file: soundfile.SoundFile, start: int, lenience: int) -> Iterator[NDArray[np.float32]]:
     rate, num_read = file.samplerate, start
     while True:
         try:
+            if num_read == start > 0:
+                file.seek(start)
             block = file.read(block_frames(rate, file.channels), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             _check_memory(error)
@@ -105,8 +91,6 @@ def _iter_file(file: soundfile.SoundFile, start: int) -> Iterator[NDArray[np.flo
             break
         num_read += len(block)
         yield block
-    # Some encoders count an MP3's first frame, which holds the count and no audio.
-    lenience = _MP3_FRAME_SAMPLES if file.format == "MP3" else 0
     if num_read < file.frames - lenience:
         raise truncated(f"{num_read / rate:.2f} of {file.frames / rate:.2f} s can be read")
 
@@ -127,6 +111,20 @@ def _missing_bytes(content: bytes) -> int:
             break
         position = body + size + size % 2
     return max(0, end - len(content))
+
+
+def _is_short_mp3(content: bytes) -> bool:
+    """Whether an MP3's first frame (Xing's or LAME's) counts more bytes than there are."""
+    start = 0
+    if content[:3] == b"ID3":
+        start = 10 + sum(byte << shift for byte, shift in zip(content[6:10], (21, 14, 7, 0), strict=False))
+    for side_bytes in (9, 17, 32):  # mono or stereo, MPEG 1 or 2
+        at = start + 4 + side_bytes
+        flags = int.from_bytes(content[at + 4 : at + 8], "big")
+        if content[at : at + 4] in (b"Xing", b"Info") and flags & 2:
+            counted = at + (12 if flags & 1 else 8)
+            return start + int.from_bytes(content[counted : counted + 4], "big") > len(content)
+    return False
 
 
 def _known_size(size: int) -> int:

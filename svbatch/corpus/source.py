@@ -31,8 +31,8 @@ BLOCK_S = 60  # nor more than this at once: at 1 Hz it is 16,000 times as many s
 class Source:
     """An open source. `num_frames` is what its header promises, None if nothing; a frame is one value per channel.
 
-    `blocks_from(n)` gives float32 blocks (frames, channels) from frame n on. Raises RecordingError for what is wrong or
-    missing.
+    `blocks_from(n)` gives float32 blocks (frames, channels) from frame n on; n is 0 where it is not seekable. Raises
+    RecordingError for what is wrong or missing.
     """
 
     container: str
@@ -40,6 +40,7 @@ class Source:
     sample_rate_hz: int
     channels: int
     num_frames: int | None
+    is_seekable: bool
     blocks_from: Callable[[int], Iterator[NDArray[np.float32]]]
 
 

@@ -12,12 +12,12 @@ import resource
 import signal
 import sys
 import traceback
+from collections.abc import Generator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from svbatch.corpus.decode import Channels, iter_decoded
-from svbatch.corpus.recording import Recording
+from svbatch.corpus.decode import Contents, Properties, iter_decoded
 from svbatch.errors import RecordingError
 
 PR_SET_PDEATHSIG = 1
@@ -29,19 +29,19 @@ def serve(fd: int, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the parent's to answer
         signal.signal(number, signal.SIG_IGN)
     logging.disable()
+    contents = Contents()
     with Connection(fd) as connection:
         try:
             _say(connection, ready=True)
             while True:
                 recording, channels, memory_bytes = connection.recv()
                 _limit_memory(memory_bytes)
-                _decode(connection, recording, channels)
+                _decode(connection, iter_decoded(recording, channels, contents))
         except (EOFError, OSError):  # the parent has gone
             return
 
 
-def _decode(connection: Connection, recording: Recording, channels: Channels) -> None:
-    blocks = iter_decoded(recording, channels)
+def _decode(connection: Connection, blocks: Generator[bytes, None, Properties]) -> None:
     try:
         while True:
             block = next(blocks)

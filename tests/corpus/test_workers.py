@@ -74,7 +74,7 @@ def test_no_process_is_left_and_none_is_started_for_nothing(recordings):
     with decoding([], "mix", num_workers=2) as decoded:
         assert list(decoded) == []
         assert children() == []
-    with decoding(recordings, "mix", num_workers=2) as decoded:
+    with decoding(recordings * 100, "mix", num_workers=2) as decoded:  # more than are decoded ahead
         next(decoded)
         assert 1 <= len(children()) <= 2
     assert children() == []
@@ -94,12 +94,13 @@ def test_what_needs_too_much_memory_costs_one_failure(recordings, tmp_path):
 
 
 def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(recordings):
-    with decoding(recordings * 3, "mix", num_workers=2) as decoded:
+    with decoding(recordings * 100, "mix", num_workers=2) as decoded:
         found = [next(decoded) for _ in range(3)]
+        assert children()
         for child in children():
             child.kill()
         found += list(decoded)
-    assert codes(found) == [None] * 36
+    assert codes(found) == [None] * 1200
 
 
 def test_a_decoder_that_hangs_is_timed_out_and_costs_one_failure(recordings):
@@ -136,7 +137,7 @@ def test_a_recording_whose_process_dies_twice_is_a_crash(recordings, tmp_path):
 
 def test_a_bomb_is_refused_by_its_header_at_once(recordings, tmp_path):
     recording = bomb(tmp_path / "bomb.flac", 13)
-    assert recording.size_bytes < 2**20
+    assert recording.size_bytes < 2 * 2**20
     start = time.monotonic()
     decoded = results([recording, *recordings])
     assert time.monotonic() - start < 10
@@ -172,13 +173,14 @@ def test_an_error_of_the_listing_is_raised_after_what_it_gave(recordings):
 
 def test_sigterm_to_the_whole_group_costs_no_recording(recordings):
     """systemd signals every process of a service; the parent alone decides what that means."""
-    with decoding(recordings * 2, "mix", num_workers=1) as decoded:
+    with decoding(recordings * 100, "mix", num_workers=1) as decoded:
         found = [next(decoded)]
+        assert children()
         for child in children():
             child.send_signal(signal.SIGTERM)
             child.send_signal(signal.SIGINT)
         found += list(decoded)
-    assert codes(found) == [None] * 24
+    assert codes(found) == [None] * 1200
 
 
 def test_processes_die_with_a_parent_that_is_killed(folder):
@@ -205,7 +207,7 @@ def test_processes_die_with_a_parent_that_is_killed(folder):
 
 
 def test_a_process_loads_no_model(recordings):
-    with decoding(recordings, "mix", num_workers=1) as decoded:
+    with decoding(recordings * 100, "mix", num_workers=1) as decoded:  # more than are decoded ahead
         next(decoded)
         [child] = children()
         mapped = {Path(each.path).name for each in child.memory_maps() if each.path.startswith("/")}

@@ -68,7 +68,7 @@ def generate(folder: Path, seed: int, *, bombs: bool = True) -> Hostile:
     kinds += [_misnamed, _odd_names, *([_bombs] if bombs else [])]
     for kind in kinds:
         for number, (name, content) in enumerate(kind(random)):
-            path = os.path.join(os.fsencode(broken_dir), f"{kind.__name__[1:]}-{number:03}-".encode() + name)
+            path = os.path.join(os.fsencode(broken_dir), f"{kind.__name__[1:]}-{number:03}.".encode() + name)
             with open(path, "wb") as file:
                 file.write(content)
     _not_files(broken_dir)
