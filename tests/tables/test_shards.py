@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from batches import expected, texts
 
 from svbatch.tables.store import Store
