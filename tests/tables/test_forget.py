@@ -134,6 +134,7 @@ def test_a_forget_that_was_cut_off_is_finished_by_the_next_run(store):
     store.tables.folder.write(
         NOTE, f'{{"recording_ids": ["{sha256("unspeakable")}"], "uris": ["/private/it\'s"]}}'.encode()
     )
+    (store.output / f"{NOTE}#1").write_text("/private/it's")
     store.tidy()
     assert secrets_in(store.output) == []
     assert store.forgotten() == {sha256("unspeakable")}
