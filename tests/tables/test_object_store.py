@@ -148,7 +148,7 @@ def test_a_bucket_that_does_not_exist_is_an_error_in_one_line(object_store, monk
 
 
 KILLED = """
-import sys, random, threading, os, signal, time
+import sys
 sys.path.append(sys.argv[2])
 from batches import commit
 from svbatch.tables import lock
@@ -168,8 +168,9 @@ with store.lock():
 
 @pytest.mark.slow
 def test_ten_kills_leave_nothing_double_and_nothing_half(bucket, monkeypatch):
-    monkeypatch.setattr(lock, "EXPIRY_S", 1.0)
-    code = KILLED.replace("store = Store(", "lock.EXPIRY_S, lock.RENEWED_S = 1.0, 0.2\nstore = Store(", 1)
+    monkeypatch.setattr(lock, "EXPIRY_S", 3.0)
+    monkeypatch.setattr(lock, "RENEWED_S", 0.3)
+    code = KILLED.replace("store = Store(", "lock.EXPIRY_S, lock.RENEWED_S = 3.0, 0.3\nstore = Store(", 1)
     store = Store(f"{bucket}/out")
     for turn in range(10):
         process = subprocess.Popen(
@@ -181,7 +182,7 @@ def test_ten_kills_leave_nothing_double_and_nothing_half(bucket, monkeypatch):
         time.sleep(0.1 + 0.15 * turn)
         process.kill()
         process.communicate()
-        time.sleep(2.1)
+        time.sleep(4.1)
         with store.lock():
             store.prepare({"asr": arrow_schema("asr")})
             commit(store, {"/a": "after", "/b": "beta"})
