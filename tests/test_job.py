@@ -77,6 +77,13 @@ def test_overrides_stand_in_for_keys_that_the_file_does_not_have(job_file):
     assert load_job(job_file("tasks: [asr]"), corpus=["a"], output=Path("b")).corpus == ("a",)
 
 
+def test_an_output_may_be_an_address(job_file):
+    path = job_file("corpus: a\ntasks: [asr]\noutput: s3://bucket/out\n")
+    assert load_job(path).output == "s3://bucket/out"
+    assert load_job(path, output="s3://bucket/other").output == "s3://bucket/other"
+    assert load_job(path, output="other").output == Path.cwd() / "other"
+
+
 def test_an_override_that_is_wrong_has_no_line(job_file):
     assert problems(job_file(WHOLE), corpus=[""]) == ["job.yaml: `corpus.1` is empty; write at least one"]
 

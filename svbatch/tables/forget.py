@@ -46,6 +46,7 @@ def forget(tables: Tables, wanted: Collection[str]) -> Forgotten:
 
 def finish_forgetting(tables: Tables) -> None:
     """Does what the note says, from the start, and removes it. Nothing where there is none."""
+    tables.folder.remove(name for name in tables.folder.files() if name.startswith(f"{NOTE}#"))  # half written
     content = tables.folder.read(NOTE)
     if content is None:
         return

@@ -26,13 +26,13 @@ def asr(files, version="v1"):
     ])  # fmt: skip
 
 
-def recordings(files):
+def recordings(files, version="v1"):
     """One row per recording; the bytes None could not be read."""
     return table_of("recordings", [
         {"uri": uri, "recording_id": said and sha256(said), "size_bytes": 9, "modified_at": WHEN,
          "etag": None, "span_start": None, "span_end": None, "reference": None, "metadata": [], "duration": 2.0,
-         "sample_rate": 16_000, "channels": 1, "num_segments": 2,
-         "status": "annotated" if said else "failed", "answered": ["asr@v1"], "run_id": "run",
+         "sample_rate": 16_000, "channels": 1, "num_segments": 2 if said else 0,
+         "status": "annotated" if said else "failed", "answered": [f"asr@{version}"], "run_id": "run",
          "annotated_at": WHEN}
         for uri, said in files.items()
     ])  # fmt: skip
@@ -50,7 +50,7 @@ def failures(*failed):
 
 def commit(store, files, version="v1", failed=()):
     read = {uri: said for uri, said in files.items() if said}
-    store.commit({"asr": asr(read, version)}, failures(*failed), recordings(files))
+    store.commit({"asr": asr(read, version)}, failures(*failed), recordings(files, version))
 
 
 def texts(store):

@@ -47,7 +47,7 @@ def test_who_holds_it_is_said(output):
 
 
 def test_a_lock_goes_with_its_process_and_leaves_nothing(output):
-    process = start(output, "1/2", 1000)
+    process = start(output, "1/2", 1000, 5)
     assert process.stdout.readline() == "locked\n"
     store = Store(output)
     assert not locked(store)

@@ -31,7 +31,7 @@ with store.lock():
     print("locked", flush=True)
 """
 FIRST_RUN = """
-    for batch in range(100_000):
+    for batch in range(150):
         commit(store, {f"/{batch}/{n}": f"{batch}" for n in range(3)}, failed=[(f"/{batch}/0", f"{batch}", "asr", "x")])
 """
 REPLACING = """
@@ -48,12 +48,13 @@ def writer(tmp_path):
     """Starts a process that writes an output until the test ends."""
     processes = []
 
-    def start(code):
-        command = [sys.executable, "-c", WRITER + code, str(tmp_path / "out"), str(Path(__file__).parent)]
+    def start(code, name="out"):
+        output = tmp_path / name
+        command = [sys.executable, "-c", WRITER + code, str(output), str(Path(__file__).parent)]
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
         processes.append(process)
         assert process.stdout.readline() == b"locked\n"
-        return tmp_path / "out"
+        return output
 
     yield start
     for process in processes:
@@ -102,9 +103,9 @@ def test_the_plain_glob_is_never_half_or_double_while_a_first_run_goes_on(writer
 
 @pytest.mark.slow
 def test_the_plain_glob_a_thousand_times(writer):
-    output = writer(FIRST_RUN)
-    for _ in range(20):
-        read_while_a_first_run_goes_on(output, 50)
+    """Twenty first runs, of 150 batches each."""
+    for run in range(20):
+        read_while_a_first_run_goes_on(writer(FIRST_RUN, f"out-{run}"), 50)
 
 
 def old_and_new(output, times):

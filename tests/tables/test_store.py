@@ -49,6 +49,25 @@ def test_a_task_answered_anew_loses_its_old_rows_also_where_none_follow(store):
     assert texts(store) == expected({"/a": "alpha"})
 
 
+def test_a_changed_file_loses_what_tasks_that_are_not_asked_again_said_of_its_old_bytes(store):
+    files = {"/a": "alpha", "/b": "beta"}
+    failed = [(uri, said, "second", "cut") for uri, said in files.items()]
+    store.commit({"asr": asr(files), "second": asr(files)}, failures(*failed), recordings(files))
+    commit(store, {"/a": "changed", "/b": "beta"})
+    assert sorted(set(store.read("second")["uri"].to_pylist())) == ["/b"]
+    assert store.read("failures")["uri"].to_pylist() == ["/b"]
+    assert texts(store) == expected({"/a": "changed", "/b": "beta"})
+
+
+def test_the_answers_of_bytes_are_found_by_their_hash(store):
+    commit(store, {"/a": "same", "/copy": "same", "/b": "beta", "/c": "gamma"})
+    found = store.answers_of([sha256("same"), sha256("gamma"), sha256("unknown")], ["asr", "no_such_table"])
+    assert list(found) == ["asr"]
+    assert found["asr"].schema == arrow_schema("asr")
+    assert sorted(found["asr"]["uri"].to_pylist()) == ["/a", "/a", "/c", "/c", "/copy", "/copy"]
+    assert store.answers_of([], ["asr"])["asr"].num_rows == 0
+
+
 def test_the_same_bytes_under_two_uris_are_two_recordings(store):
     commit(store, {"/a": "same", "/copy": "same"})
     commit(store, {"/a": "same"}, version="v2")

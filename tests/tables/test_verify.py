@@ -152,15 +152,25 @@ def test_an_output_in_use_is_busy_and_changes_nothing(whole):
     ]
 
 
-def test_most_flipped_bytes_are_found_and_none_is_a_crash(whole):
-    """A changed byte is found unless it still decodes to values that the checks between tables cannot tell."""
+def flipped(whole, times):
+    """How many of so many flipped bits of a file are found. Each other still decodes to values that no check tells."""
     path = file_of(whole, "asr")
     content = path.read_bytes()
     chance = random.Random(0)
     found = 0
-    for _ in range(60):
+    for _ in range(times):
         place = chance.randrange(len(content))
         path.write_bytes(content[:place] + bytes([content[place] ^ (1 << chance.randrange(8))]) + content[place + 1 :])
         found += bool(verify(whole))
-    print(found)
-    assert found >= 15
+    return found
+
+
+def test_a_flipped_bit_is_no_crash(whole):
+    assert flipped(whole, 12) > 1
+
+
+@pytest.mark.slow
+def test_how_many_flipped_bits_are_found(whole):
+    found = flipped(whole, 500)
+    print(f"{found} of 500 flipped bits are found")
+    assert found > 100
