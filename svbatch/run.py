@@ -242,16 +242,19 @@ def _answer(
 ) -> None:
     """Asks and commits all batches, or until a limit is reached, of which `tally.ended` tells."""
     unfound: list[Batch] = []
+    num_asked = 0
     with tqdm(unit="recording", desc="annotate", disable=True if quiet else None) as bar:  # None: on a terminal only
         while True:
             batch = unfound.pop() if unfound else next(batches, None)
             if batch is not None:
-                if ended := _reached(limits, tally.counts, time.monotonic() - started):
+                seconds = time.monotonic() - started
+                if num_asked and (ended := _reached(limits, tally.counts["failed"], num_asked, seconds)):
                     tally.ended = ended
                     return
                 annotated = ask(batch, gathered.known(batch))
                 gathered.add(batch, annotated)
                 tally.add(annotated)
+                num_asked += len(batch.recordings)
                 bar.update(len(batch.recordings))
             if batch is None or gathered.is_due:
                 with stop.committing():
@@ -260,11 +263,10 @@ def _answer(
                     return
 
 
-def _reached(limits: Limits, counts: Mapping[str, int], seconds: float) -> tuple[ExitCode, str] | None:
+def _reached(limits: Limits, num_failed: int, num_asked: int, seconds: float) -> tuple[ExitCode, str] | None:
     """How and why the run is to end, if a limit is reached and there is more to do."""
-    looked_at = counts["annotated"] + counts["empty"] + counts["failed"]
-    if looked_at >= RECORDINGS_BEFORE_RATE and counts["failed"] > limits.max_failure_rate * looked_at:
-        rate = f"{counts['failed']} of {looked_at} recordings failed, more than {limits.max_failure_rate:.1%}"
+    if num_asked >= RECORDINGS_BEFORE_RATE and num_failed > limits.max_failure_rate * num_asked:
+        rate = f"{num_failed} of {num_asked} recordings failed, more than {limits.max_failure_rate:.1%}"
         return ExitCode.FAILURES, f"given up: {rate}; see the table failures, or give --max-failure-rate more"
     if limits.max_runtime_s is not None and seconds >= limits.max_runtime_s:
         return ExitCode.MORE, f"stopped after {seconds:.0f} s, as --max-runtime says; run again for the rest"

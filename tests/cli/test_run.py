@@ -94,6 +94,42 @@ def test_quiet_says_nothing_on_success(job, options, call):
     assert call("run", job, *options, "--quiet") == (0, "", "")
 
 
+def test_quiet_says_a_line_for_each_kind_of_failure(job, options, call):
+    for name in ("one.wav", "two.wav"):
+        (job.parent / "recordings" / name).write_text("no sound")
+    (job.parent / "recordings" / "three.wav").touch()
+    code, out, err = call("run", job, *options, "--quiet")
+    assert (code, out) == (3, "")
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [(line["level"], line["code"], line["failures"]) for line in lines] == [
+        ("warning", "empty", 1),
+        ("warning", "no_audio", 2),
+    ]
+    assert "one.wav holds no audio" in lines[1]["message"]
+
+
+def test_a_dry_run_says_what_would_be_asked(job, options):
+    said = CliRunner().invoke(main, ["run", str(job), *map(str, options), "--dry-run"])
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert said.stdout.startswith("to ask: 1 recordings, 0.00 hours of audio, 2 questions")
+    assert not (job.parent / "out").exists()
+
+
+def test_metrics_are_written_and_a_place_where_they_cannot_be_is_refused_first(job, options, call, tmp_path):
+    code, _, err = call("run", job, *options, "--metrics", tmp_path / "no" / "svbatch.prom")
+    assert (code, (tmp_path / "out").exists()) == (2, False)
+    assert "metrics cannot be written there" in err
+    code, _, _ = call("run", job, *options, "--quiet", "--metrics", tmp_path / "svbatch.prom")
+    assert code == 0
+    assert 'svbatch_recordings{job="job",outcome="annotated"} 1.0' in (tmp_path / "svbatch.prom").read_text()
+
+
+def test_a_wrong_value_of_an_option_is_exit_2(job, options, call):
+    code, _, err = call("run", job, *options, "--shard", "5/4")
+    assert code == 2
+    assert "'5/4' is no shard; write 1/4" in err
+
+
 def test_corpus_and_output_can_be_given_for_a_script(job, options, call, corpus_dir, tmp_path):
     code, out, _ = call("run", job, *options, "--corpus", corpus_dir / "silent.wav", "--output", tmp_path / "other")
     assert code == 0
@@ -183,7 +219,10 @@ def test_help_has_an_example_and_every_option():
     said = CliRunner().invoke(main, ["run", "--help"])
     assert said.exit_code == 0
     assert "Example:  svbatch run jobs/quickstart.yaml" in said.output
-    for option in ("--corpus", "--output", "--cache", "--quiet"):
+    for option in (
+        *("--corpus", "--output", "--cache", "--quiet", "--since", "--limit", "--shard", "--max-runtime"),
+        *("--max-failure-rate", "--retry-failures", "--rehash", "--dry-run", "--metrics"),
+    ):
         assert option in said.output
 
 
