@@ -260,7 +260,7 @@ def _answer(
             with decoded_ahead(first, batches, channels) as planned:
                 for batch, decoded in planned:
                     seconds = time.monotonic() - started
-                    if num_asked and (ended := _reached(limits, tally.counts, seconds)):
+                    if num_asked and (ended := _reached(limits, tally.counts["failed"], num_asked, seconds)):
                         tally.ended = ended
                         return
                     annotated = ask(batch, decoded, gathered.known(batch))
@@ -276,11 +276,10 @@ def _answer(
             batches = iter(unfound)
 
 
-def _reached(limits: Limits, counts: Mapping[str, int], seconds: float) -> tuple[ExitCode, str] | None:
+def _reached(limits: Limits, num_failed: int, num_asked: int, seconds: float) -> tuple[ExitCode, str] | None:
     """How and why the run is to end, if a limit is reached and there is more to do."""
-    looked_at = counts["annotated"] + counts["empty"] + counts["failed"]
-    if looked_at >= RECORDINGS_BEFORE_RATE and counts["failed"] > limits.max_failure_rate * looked_at:
-        rate = f"{counts['failed']} of {looked_at} recordings failed, more than {limits.max_failure_rate:.1%}"
+    if num_asked >= RECORDINGS_BEFORE_RATE and num_failed > limits.max_failure_rate * num_asked:
+        rate = f"{num_failed} of {num_asked} recordings failed, more than {limits.max_failure_rate:.1%}"
         return ExitCode.FAILURES, f"given up: {rate}; see the table failures, or give --max-failure-rate more"
     if limits.max_runtime_s is not None and seconds >= limits.max_runtime_s:
         return ExitCode.MORE, f"stopped after {seconds:.0f} s, as --max-runtime says; run again for the rest"

@@ -46,7 +46,10 @@ svbatch.annotate.annotate = counted
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        entry()
+        try:
+            entry()
+        except SystemExit as left:
+            os._exit(left.code)  # not in order: onnxruntime would wait for a thread of the parent
     started, exited = time.monotonic(), 0
     while not exited and time.monotonic() - started < float(line):
         time.sleep(0.002)

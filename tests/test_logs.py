@@ -25,7 +25,7 @@ def test_off_a_terminal_each_line_is_json_with_the_runs_id_and_its_figures(stder
     with run_lines("run-1", quiet=False):
         logging.getLogger("svbatch.gather").info("committed %d", 3, extra={"figures": {"recordings": 3}})
         try:
-            1 / 0
+            _ = 1 / 0
         except ZeroDivisionError:
             logging.getLogger("svbatch.run").exception("two\nlines")
     info, error = map(json.loads, stderr.getvalue().splitlines())

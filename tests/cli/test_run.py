@@ -108,10 +108,10 @@ def test_quiet_says_a_line_for_each_kind_of_failure(job, options, call):
     assert "one.wav holds no audio" in lines[1]["message"]
 
 
-def test_a_dry_run_says_what_would_be_asked(job, options, call):
-    code, out, err = call("run", job, *options, "--dry-run")
-    assert (code, err) == (0, "")
-    assert out.startswith("to ask: 1 recordings, 0.00 hours of audio, 2 questions")
+def test_a_dry_run_says_what_would_be_asked(job, options):
+    said = CliRunner().invoke(main, ["run", str(job), *map(str, options), "--dry-run"])
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert said.stdout.startswith("to ask: 1 recordings, 0.00 hours of audio, 2 questions")
     assert not (job.parent / "out").exists()
 
 
