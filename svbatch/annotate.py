@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +21,13 @@ from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
 from svbatch.corpus.recording import Recording
-from svbatch.corpus.segment import Segment, speech_segments, windows
+from svbatch.corpus.segment import Detector, Segment, speech_segments, windows
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
 from svbatch.hear import Hearing, Span, hear
 from svbatch.memory import fitting, prefix_lengths, questions_of
 from svbatch.model import Model
+from svbatch.speech.voice_activity import speech_spans
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
@@ -80,7 +82,8 @@ def annotate(
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
     takes at most `max_memory_bytes` beside the model, by estimate, or is one segment."""
     items = [_decoded(recording) for recording in recordings]
-    places = [place for item in items for place in _places(item, tasks)]
+    with part("segmentation"):
+        places = [place for item in items for place in _places(item, tasks, _detector(model))]
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
     failures = [_failure(item.recording, item.failure, run_id) for item in items if item.failure]
     num_broken = len(failures)
@@ -167,17 +170,22 @@ def _decoded(recording: Recording) -> Item:
         return Item(recording, failure=failure)
 
 
-def _places(item: Item, tasks: Sequence[Task]) -> Iterator[Place]:
+def _places(item: Item, tasks: Sequence[Task], detect: Detector | None) -> Iterator[Place]:
     """The spans of a recording that are heard, each once: its segments where a task is about them, and the silences
     between them where one is about windows."""
     if item.audio is None:
         return
     waveform = item.audio.waveform
-    segments = speech_segments(waveform)
+    segments = speech_segments(waveform, detect)
     has_windows = any(task.scope == "window" for task in tasks)
     is_segment = set(segments).__contains__
     for span in windows(waveform.size, segments) if has_windows else segments:
         yield Place(item, span, is_segment(span))
+
+
+def _detector(model: Model) -> Detector | None:
+    """What tells speech from other sound, where the bundle has it."""
+    return partial(speech_spans, session=model.voice_activity) if model.voice_activity else None
 
 
 def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:

@@ -12,7 +12,7 @@ from svbatch.tasks.task import Task
 
 RECORDINGS_PER_BATCH = 32
 ANSWER_SETTINGS = {
-    "segmentation": "energy gate 2",
+    "segmentation": "energy gate 2, voice activity 1",
     "hearing": 3,
 }  # what else changes an answer, for task_version
 
