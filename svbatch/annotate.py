@@ -11,6 +11,7 @@ import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from svbatch.ask import ask
 from svbatch.contract import contract_of
 from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
 from svbatch.corpus.recording import Recording, listed_columns
-from svbatch.corpus.segment import Segment, speech_segments, windows
+from svbatch.corpus.segment import Detector, Segment, speech_segments, windows
 from svbatch.errors import RecordingError
 from svbatch.generate import Answer, Unanswered
 from svbatch.hear import Hearing, Span, hear
 from svbatch.memory import fitting, prefix_lengths, questions_of
 from svbatch.model import Model
+from svbatch.speech.voice_activity import speech_spans
 from svbatch.tables.schemas import table_of
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
@@ -112,7 +114,8 @@ def annotate(
     unanswered = []
     for together in _heard_together(recordings, _decoded(recordings) if decoded is None else decoded):
         together = _unknown(together, known, items, same)
-        places = [place for item in together for place in _places(item, tasks)]
+        with part("segmentation"):
+            places = [place for item in together for place in _places(item, tasks, _detector(model))]
         with torch.inference_mode():
             for batch in _batches(places):
                 for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes):
@@ -247,17 +250,22 @@ def _without_samples(item: Item) -> Item:
     return item
 
 
-def _places(item: Item, tasks: Sequence[Task]) -> Iterator[Place]:
+def _places(item: Item, tasks: Sequence[Task], detect: Detector | None) -> Iterator[Place]:
     """The spans of a recording that are heard, each once: its segments where a task is about them, and the silences
     between them where one is about windows."""
     if item.audio is None:
         return
     has_windows = any(task.scope == "window" for task in tasks)
     for track, waveform in enumerate(item.audio.waveforms):
-        segments = speech_segments(waveform)
+        segments = speech_segments(waveform, detect)
         is_segment = set(segments).__contains__
         for span in windows(waveform.size, segments) if has_windows else segments:
             yield Place(item, track, span, is_segment(span))
+
+
+def _detector(model: Model) -> Detector | None:
+    """What tells speech from other sound, where the bundle has it."""
+    return partial(speech_spans, session=model.voice_activity) if model.voice_activity else None
 
 
 def _batches(places: Sequence[Place]) -> Iterator[Sequence[Place]]:

@@ -64,6 +64,12 @@ class EncoderPart(_Part):
     external_data: FileName | None
 
 
+class VoiceActivityPart(_Part):
+    """silero-vad's graph over a whole waveform (see svbatch.speech.voice_activity)."""
+
+    graph: FileName
+
+
 class RecogniserPart(_Part):
     weights: FileName
     tokenizer: FileName
@@ -95,7 +101,7 @@ class Calibration(_Part):
 
 
 class Manifest(_Part):
-    """bundle.json, key by key. A part that a bundle does not have is null, never left out.
+    """bundle.json, key by key. A part that a bundle does not have is null; only `voice_activity` may be left out.
 
     `calibration`: by task name. `recipe`, `data`, `figures`, `not_for`: how it was made, from
     what, how good it measured, what it must not be used for; these change no answer and are not in the id.
@@ -105,6 +111,7 @@ class Manifest(_Part):
     version: str
     description: str
     encoder: EncoderPart
+    voice_activity: VoiceActivityPart | None = None
     recogniser: RecogniserPart | None
     projector: ProjectorPart | None
     readout: dict[str, Any]
@@ -122,6 +129,7 @@ class Manifest(_Part):
     def _every_part_is_listed(self) -> Self:
         parts = {
             "encoder": [self.encoder.graph],
+            "voice_activity": [self.voice_activity.graph] if self.voice_activity else [],
             "recogniser": [self.recogniser.weights, self.recogniser.tokenizer] if self.recogniser else [],
             "projector": [self.projector.graph, self.projector.weights] if self.projector else [],
             "llm": [self.llm.weights, self.llm.tokenizer],
@@ -155,7 +163,7 @@ class Bundle:
     def id(self) -> str:
         """16 hex digits over all that can change an answer: every file's hash, every part's settings."""
         settings = self.manifest.model_dump(
-            include={"encoder", "recogniser", "projector", "readout", "llm", "adapter", "calibration"}
+            include={"encoder", "voice_activity", "recogniser", "projector", "readout", "llm", "adapter", "calibration"}
         )
         entries = {**self.manifest.files, **self.manifest.fetched}
         settings["sha256"] = {name: entry.sha256 for name, entry in entries.items()}

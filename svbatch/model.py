@@ -25,9 +25,10 @@ RULE = 1  # of how weights are laid down in the cache; another rule, another fol
 
 @dataclass(frozen=True)
 class Model:
-    """What annotate needs of a bundle. `recogniser` is None where the bundle has none."""
+    """What annotate needs of a bundle. `voice_activity` and `recogniser` are None where the bundle has none."""
 
     encoder: OnnxSession
+    voice_activity: OnnxSession | None
     projector: OnnxSession
     readout: Readout
     recogniser: Recogniser | None
@@ -51,6 +52,7 @@ def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:
     embeddings = llm.embed(token_ids).float()
     return Model(
         encoder=load_encoder(bundle, device),
+        voice_activity=load_voice_activity(bundle),
         projector=OnnxSession(graph, device=device, weights_dir=graph.parent),
         readout=Readout(token_ids, embeddings, trained["log_scale"].float()),
         recogniser=load_recogniser(bundle, dtype, device) if manifest.recogniser else None,
@@ -83,6 +85,12 @@ def load_encoder(bundle: Bundle, device: Device) -> OnnxSession:
 
     key = f"encoder-{bundle.manifest.files[part.graph].sha256[:16]}-{RULE}"
     return OnnxSession(graph, device=device, weights_dir=derived(bundle.cache, key, make))
+
+
+def load_voice_activity(bundle: Bundle) -> OnnxSession | None:
+    """The detector's session, if the bundle has one. On the CPU: it is small, and where it ran changes no segment."""
+    part = bundle.manifest.voice_activity
+    return OnnxSession(bundle.path(part.graph)) if part else None
 
 
 def load_recogniser(bundle: Bundle, dtype: torch.dtype, device: Device) -> Recogniser:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
@@ -287,6 +288,50 @@ def tiny_bundle(tiny_base, tiny_parts, tiny_recipe, tmp_path_factory) -> Bundle:
 def tiny_model(tiny_bundle) -> Model:
     """The tiny bundle in memory, on the CPU in float32."""
     return load_model(tiny_bundle, "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def detector_graph(tmp_path_factory) -> Callable[..., Path]:
+    """detector_graph(bias=-50): a graph with the inputs and outputs of silero-vad's, and random weights; `bias` is
+    added to its log-odds of speech."""
+
+    def make(bias: float = 0.0) -> Path:
+        path = tmp_path_factory.mktemp("detector") / "detector.onnx"
+        _write_detector(path, bias)
+        return path
+
+    return make
+
+
+def _write_detector(path: Path, bias: float) -> None:
+    random = np.random.default_rng(0)
+    shapes = {"mix": (576, 16), "w": (1, 512, 16), "r": (1, 512, 128), "out": (128, 1)}
+    weights = {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights |= {"out": 10 * weights["out"], "bias": np.array([bias], np.float32)}
+    weights |= {"one": np.array([1]), "flat": np.array([-1]), "rows": np.array([-1, 128])}
+    steps = [
+        ("MatMul", ["input", "mix"], ["mixed"], {}),
+        ("Tanh", ["mixed"], ["bounded"], {}),
+        ("Unsqueeze", ["bounded", "one"], ["sequence"], {}),
+        ("LSTM", ["sequence", "w", "r", "", "", "h", "c"], ["states", "hn", "cn"], {"hidden_size": 128}),
+        ("Reshape", ["states", "rows"], ["remembered"], {}),
+        ("MatMul", ["remembered", "out"], ["scores"], {}),
+        ("Add", ["scores", "bias"], ["log_odds"], {}),
+        ("Reshape", ["log_odds", "flat"], ["listed"], {}),
+        ("Sigmoid", ["listed"], ["speech_probs"], {}),
+    ]
+
+    def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, inputs, outputs, **settings) for kind, inputs, outputs, settings in steps],
+        "detector",
+        [value("input", "N", 576), value("h", 1, 1, 128), value("c", 1, 1, 128)],
+        [value("speech_probs", "N"), value("hn", 1, 1, 128), value("cn", 1, 1, 128)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 16)], ir_version=8), path)
 
 
 @pytest.fixture(scope="session")

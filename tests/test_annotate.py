@@ -1,7 +1,9 @@
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 import soundfile
@@ -13,12 +15,14 @@ from svbatch.corpus.recording import Recording
 from svbatch.corpus.recording import Span as CutOut
 from svbatch.corpus.sources import iter_recordings, recording_at
 from svbatch.hear import Span, hear
+from svbatch.onnx import OnnxSession
 from svbatch.tasks.task import load_task
 
 TASKS = [
     load_task(entry, Path()) for entry in ("asr", {"keyword_search": {"keywords": ["rain", "a"]}}, "speech_activity")
 ]
 VERSIONS = {task.name: f"version of {task.name}" for task in TASKS}
+DOCS = Path(__file__).parents[1] / "docs" / "tasks.md"
 UNEQUAL = ("annotated_at", "failed_at")
 
 
@@ -176,6 +180,39 @@ def test_a_task_that_needs_speech_is_asked_only_where_there_is_some(tmp_path, bu
     assert answers["spoken"]["uri"].to_pylist() == sorted(
         recording.uri for recording, spoken in zip(recordings, speaks, strict=True) if spoken
     )
+
+
+def test_where_the_detector_hears_nobody_there_are_windows_and_no_segment(
+    recordings, together, tiny_model, detector_graph
+):
+    deaf = answer(recordings, replace(tiny_model, voice_activity=OnnxSession(detector_graph(bias=-50))))
+    assert rows(deaf, "asr") == rows(deaf, "keyword_search") == []
+    spans = {row["uri"]: [] for row in rows(deaf, "speech_activity")}
+    for row in rows(deaf, "speech_activity"):
+        spans[row["uri"]].append((row["start"], row["end"]))
+    durations = {row["uri"]: row["duration"] for row in rows(together, "recordings") if row["duration"]}
+    assert spans == {uri: [(0.0, duration)] for uri, duration in durations.items()}
+    assert {row["status"] for row in rows(deaf, "recordings") if row["duration"]} == {"empty"}
+
+
+def test_a_detector_that_hears_speech_in_all_sound_changes_no_row(recordings, together, tiny_model, detector_graph):
+    keen = answer(recordings, replace(tiny_model, voice_activity=OnnxSession(detector_graph(bias=50))))
+    for table in [*VERSIONS, "failures", "recordings"]:
+        assert differences(rows(together, table), rows(keen, table)) == []
+
+
+def test_a_transcript_of_a_recording_is_that_of_its_segments_as_a_query_has_it(recordings, together, tiny_model):
+    """The query stands in docs/tasks.md."""
+    task = load_task({"asr": {"scope": "recording", "name": "transcript"}}, Path())
+    whole = annotate(recordings, [task], {"transcript": "1"}, tiny_model, "run").answers["transcript"].to_pylist()
+    durations = {row["uri"]: row["duration"] for row in rows(together, "recordings")}
+    assert [(row["start"], row["end"]) for row in whole] == [(0.0, durations[row["uri"]]) for row in whole]
+    [query] = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    segments = together.answers["asr"]  # read by DuckDB
+    joined = duckdb.sql(query.replace("'out/asr/*.parquet'", "segments") + " ORDER BY uri").to_arrow_table().to_pylist()
+    assert [{key: row[key] for key in ("uri", "text", "words")} for row in whole] == joined
+    assert len(whole) == 3 < segments.num_rows
+    assert all(row["words"] == sorted(row["words"], key=lambda word: word["start"]) for row in whole)
 
 
 class SmallMemory:

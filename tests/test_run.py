@@ -133,6 +133,20 @@ def test_changed_keywords_ask_that_task_anew_and_keep_the_rest(first, folder, ti
     assert len(store.read("failures")) == 1
 
 
+def test_silence_is_answered_by_speech_activity_and_never_planned_again(corpus_dir, tiny_bundle, tmp_path):
+    (tmp_path / "recordings").mkdir()
+    shutil.copy(corpus_dir / "silent.wav", tmp_path / "recordings")
+    job = job_in(tmp_path, tiny_bundle)
+    outcome = run(job, cache=tiny_bundle.cache, quiet=True)
+    assert (outcome.empty, outcome.exit_code) == (1, 0)
+    store = Store(job.output)
+    assert [store.read(table).num_rows for table in TABLES[:3]] == [0, 0, 1]
+    [recording] = store.read("recordings").to_pylist()
+    assert (recording["status"], len(recording["answered"])) == ("empty", 3)
+    again = run(job, cache=tiny_bundle.cache, quiet=True)
+    assert (again.is_nothing_new, again.unchanged) == (True, 1)
+
+
 def test_an_output_in_use_is_left_alone(first, tiny_bundle):
     job, _ = first
     with Store(job.output).lock(), pytest.raises(BusyError, match=r"is writing there; try again") as raised:

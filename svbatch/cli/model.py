@@ -211,9 +211,9 @@ def _shown(found: "Bundle") -> Iterator[str]:
     yield f"{manifest.name} {manifest.version}: {manifest.description}"
     yield f"id {found.id}, folder {found.folder}"
     yield "\nparts"
-    for part in ("encoder", "recogniser", "projector", "llm", "adapter"):
+    for part in ("encoder", "voice_activity", "recogniser", "projector", "llm", "adapter"):
         said = getattr(manifest, part)
-        yield f"  {part:12}{', '.join(f'{k} {v}' for k, v in _leaves(said.model_dump())) if said else 'none'}"
+        yield f"  {part:16}{', '.join(f'{k} {v}' for k, v in _leaves(said.model_dump())) if said else 'none'}"
     for title, entries in (("files", manifest.files), ("fetched", manifest.fetched)):
         yield f"\n{title}"
         for name, entry in entries.items():

@@ -1,10 +1,10 @@
 """Which spans of a recording are heard: integer arithmetic on samples at 16 kHz.
 
-Covered: stretches of sound by an energy gate, and windows that hold the silences too. Not covered: telling
-speech from other sound; noise and music pass the gate.
+An energy gate first: what is below it is not looked at. Of what passes, a voice activity detector says what is speech;
+without one (a bundle may have none) noise and music are segments too. Windows hold the silences as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,14 @@ SILENCE_DBFS = -70.0  # nothing below it is heard; the last bit of 16 is near -9
 # lower: 25 dB below the loud frames (what 5% exceed; the loudest may be a click, louder than all speech).
 ABOVE_NOISE_DB, NOISE_PERCENTILE = 10.0, 10
 BELOW_LOUD_DB, LOUD_PERCENTILE = 25.0, 95
+
+# A detector hears each stretch with its loud frames at this level (what 5% of them exceed), so that quiet speech is
+# heard too. What is loud this near to its speech is speech as well: soft beginnings and endings of words.
+DETECTION_DBFS = -15.0
+REACH_SAMPLES = SAMPLE_RATE_HZ // 2
+
+Detector = Callable[[NDArray[np.float32]], Sequence[tuple[int, int]]]
+"""From a waveform (S,) to the spans [start, end) of it, in samples, in which somebody speaks."""
 
 
 @dataclass(frozen=True, order=True)
@@ -60,24 +68,48 @@ def windows(num_samples: int, segments: Sequence[Segment]) -> list[Segment]:
     return sorted([*segments, *silences])
 
 
-def speech_segments(waveform: NDArray[np.float32]) -> list[Segment]:
-    """The spans of a waveform (S,) that are louder than its background, in time order, each of at most 30 s.
+def speech_segments(waveform: NDArray[np.float32], detect: Detector | None = None) -> list[Segment]:
+    """The spans of a waveform (S,) that hold speech, in time order, each of at most 30 s.
 
-    They hold every frame that passes the gate, 0.2 s of padding, and silences of at most 2 s, those at the recording's
-    edges too. A longer stretch is cut at its quietest point. Empty if nothing passes the gate.
+    They hold every frame of speech, 0.2 s of padding, and silences of at most 2 s, those at the recording's edges too.
+    A longer stretch is cut at its quietest point. Empty if there is no speech. `detect` tells speech from other sound;
+    without it all that passes the gate is taken for speech.
     """
     levels = frame_levels(waveform)
-    loud = np.flatnonzero(loud_frames(levels))
-    if not loud.size:
+    speech = loud_frames(levels) if detect is None else speech_frames(waveform, levels, detect)
+    return [segment for stretch in _stretches(speech, waveform.size) for segment in _windows(stretch, levels)]
+
+
+def speech_frames(waveform: NDArray[np.float32], levels: NDArray[np.float32], detect: Detector) -> NDArray[np.bool_]:
+    """True for each frame (T,) of a waveform (S,) that passes the gate within 0.5 s of what is detected as speech.
+
+    Each stretch of loud frames is heard by itself, so that one holds nothing of another but its own silences.
+    """
+    loud = loud_frames(levels)
+    near = np.zeros_like(loud)
+    for stretch in _stretches(loud, waveform.size):
+        frames = slice(stretch.start // FRAME_SAMPLES, -(-stretch.end // FRAME_SAMPLES))
+        loudness = np.percentile(levels[frames][loud[frames]], LOUD_PERCENTILE)
+        gain = np.float32(10 ** ((DETECTION_DBFS - loudness) / 20))
+        for start, end in detect(waveform[stretch.start : stretch.end] * gain):
+            first = (stretch.start + start - REACH_SAMPLES) // FRAME_SAMPLES
+            near[max(first, 0) : -(-(stretch.start + end + REACH_SAMPLES) // FRAME_SAMPLES)] = True
+    return loud & near
+
+
+def _stretches(speech: NDArray[np.bool_], num_samples: int) -> list[Segment]:
+    """Frames of speech (T,) in a recording of S samples with the padding and the silences that belong to them, of any
+    length."""
+    frames = np.flatnonzero(speech)
+    if not frames.size:
         return []
-    starts, ends = loud * FRAME_SAMPLES, (loud + 1) * FRAME_SAMPLES
+    starts, ends = frames * FRAME_SAMPLES, (frames + 1) * FRAME_SAMPLES
     gaps = np.flatnonzero(starts[1:] - ends[:-1] > MAX_GAP_SAMPLES)
     first = np.maximum(starts[np.r_[0, gaps + 1]] - PADDING_SAMPLES, 0)
-    last = np.minimum(ends[np.r_[gaps, loud.size - 1]] + PADDING_SAMPLES, waveform.size)
+    last = np.minimum(ends[np.r_[gaps, frames.size - 1]] + PADDING_SAMPLES, num_samples)
     first[0] = 0 if first[0] <= MAX_GAP_SAMPLES else first[0]
-    last[-1] = waveform.size if waveform.size - last[-1] <= MAX_GAP_SAMPLES else last[-1]
-    stretches = zip(first.tolist(), last.tolist(), strict=True)
-    return [segment for start, end in stretches for segment in _windows(start, end, levels)]
+    last[-1] = num_samples if num_samples - last[-1] <= MAX_GAP_SAMPLES else last[-1]
+    return [Segment(start, end) for start, end in zip(first.tolist(), last.tolist(), strict=True)]
 
 
 def frame_levels(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -104,9 +136,10 @@ def loud_frames(levels: NDArray[np.float32]) -> NDArray[np.bool_]:
     return passes
 
 
-def _windows(start: int, end: int, levels: NDArray[np.float32]) -> list[Segment]:
-    """[start, end) in segments of at most 30 s, each but the last cut 20 to 30 s after its start."""
+def _windows(stretch: Segment, levels: NDArray[np.float32]) -> list[Segment]:
+    """A stretch in segments of at most 30 s, each but the last cut 20 to 30 s after its start."""
     segments = []
+    start, end = stretch.start, stretch.end
     while end - start > WINDOW_SAMPLES:
         earliest = start + WINDOW_SAMPLES - CUT_SEARCH_SAMPLES
         cut = _quietest(earliest, min(start + WINDOW_SAMPLES, end - MIN_REST_SAMPLES), levels)

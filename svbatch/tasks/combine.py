@@ -17,7 +17,7 @@ def combined(task: Task, answers: Sequence[Answer], lengths: Sequence[float]) ->
 
     label: probabilities are averaged over time. yes_no, labels: by the task's `combine`, `any` (the default) takes the
     segment that says yes most, `mean` averages over time. items and pairs: all that differ, each with its highest
-    score. text: joined by spaces. At least one answer, of these types.
+    score. text: joined by spaces, a transcript's words one after the other. At least one answer, of these types.
     """
     match task.answer:
         case "label":
@@ -62,11 +62,24 @@ def _text(answers: Sequence[Answer]) -> Answer:
     num_tokens = sum(answer["num_tokens"] for answer in answers)
     weights = [max(1, answer["num_tokens"] + (answer["finish_reason"] == "stop")) for answer in answers]
     cut = [answer["finish_reason"] for answer in answers if answer["finish_reason"] != "stop"]
-    return {
+    return _of_transcripts(answers) | {
         "text": " ".join(answer["text"] for answer in answers if answer["text"]),
         "num_tokens": num_tokens,
         "avg_logprob": float(np.average([answer["avg_logprob"] for answer in answers], weights=weights)),
         "finish_reason": cut[0] if cut else "stop",
+    }
+
+
+def _of_transcripts(answers: Sequence[Answer]) -> Answer:
+    """The columns that transcripts have beside those of any text; none for other texts. A recording is as silent as
+    the segment that is most surely speech."""
+    if "words" not in answers[0]:
+        return {}
+    silent = [answer["no_speech_probability"] for answer in answers]
+    return {
+        "words": [word for answer in answers for word in answer["words"] or ()],
+        "no_speech_probability": min((each for each in silent if each is not None), default=None),
+        "via": answers[0]["via"],
     }
 
 

@@ -27,7 +27,7 @@ LABELLED_ANSWERS = ("label", "labels", "pairs")
 """Answers that name labels of a set: one, each of them, or some with a value."""
 
 TABLES = ("recordings", "failures", "runs", "forgotten")
-COMMON_OPTIONS = ("name", "min_probability")
+COMMON_OPTIONS = ("name", "min_probability", "scope")
 """What a job may say of any task, beside the task's own parameters."""
 
 MAX_BOUND = 10**15 - 1
@@ -190,7 +190,7 @@ def _answer_problems(definition: Definition) -> Iterator[Problem]:
     if definition.is_closed and definition.max_tokens is not None:
         yield ("max_tokens",), f"an answer of type {definition.answer} is scored, not generated; leave it out"
     yield from _limit_problems(definition)
-    yield from _scope_problems(definition)
+    yield from scope_problems(definition)
     for position, sense in repeated(definition.hears):
         yield ("hears", position), f"`{sense}` stands twice; keep one"
 
@@ -208,7 +208,8 @@ def _limit_problems(definition: Definition) -> Iterator[Problem]:
     yield from _property_problems(definition.properties, ("properties",))
 
 
-def _scope_problems(definition: Definition) -> Iterator[Problem]:
+def scope_problems(definition: Definition) -> Iterator[Problem]:
+    """What does not go with the scope of a task."""
     if definition.scope == "window" and "transcript" in definition.hears:
         yield ("hears",), "windows are heard, not transcribed; write `hears: [audio]`"
     whole = definition.scope == "recording"

@@ -27,6 +27,7 @@ from svbatch.tasks.definition import (
     label_problems,
     read_definition,
     repeated,
+    scope_problems,
 )
 from svbatch.yaml_file import Location, Problem, did_you_mean, shown, shown_path
 
@@ -195,6 +196,12 @@ def _option_problems(options: Mapping[str, Any], definition: Definition) -> Iter
             yield ("min_probability",), "this task's answers have no probability; leave the key out"
         elif not _fits(Probability, options["min_probability"]):
             yield ("min_probability",), f"{shown(options['min_probability'])} is no number from 0 to 1"
+    if "scope" in options:
+        if definition.scope != "segment" or options["scope"] != "recording":
+            yield ("scope",), "a job says `scope: recording` of a task about segments, and nothing else; leave it out"
+        else:
+            whole = definition.model_copy(update={"scope": "recording"})
+            yield from ((("scope",), message) for _, message in scope_problems(whole))
 
 
 def _fits(annotation: Any, value: object) -> bool:

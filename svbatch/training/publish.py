@@ -21,6 +21,7 @@ from svbatch.training.stages import Trained, train
 PROJECTOR_GRAPH = "projector.onnx"
 PROJECTOR_WEIGHTS = "projector.safetensors"
 CARD = "README.md"
+KEPT = {"version", "encoder", "voice_activity", "recogniser", "llm", "fetched"}
 
 
 def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[str, Any]) -> Bundle:
@@ -78,7 +79,7 @@ def publish(
         ADAPTER_WEIGHTS: ours,
         ADAPTER_CONFIG: ours,
     }
-    kept = manifest.model_dump(by_alias=True, include={"version", "encoder", "recogniser", "llm", "fetched"})
+    kept = manifest.model_dump(by_alias=True, include=KEPT)
     fields = kept | {
         "name": recipe.name,
         "projector": {

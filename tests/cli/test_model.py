@@ -71,7 +71,7 @@ def test_show_tells_parts_hashes_licences_and_what_it_is_not_for(tiny_bundle):
     lines = said.splitlines()
     assert lines[0] == "tiny 1: random weights for tests"
     assert lines[1] == f"id {tiny_bundle.id}, folder {tiny_bundle.folder}"
-    assert "  recogniser  weights whisper.bin, tokenizer whisper-tokenizer.json" in lines
+    assert "  recogniser      weights whisper.bin, tokenizer whisper-tokenizer.json" in lines
     entry = tiny_bundle.manifest.files["projector.onnx"]
     (line,) = [line for line in lines if line.startswith("  projector.onnx")]
     assert line.split()[-3:] == ["sha256", f"{entry.sha256[:12]}…", "Apache-2.0"]

@@ -5,13 +5,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from svbatch.corpus.segment import (
+    DETECTION_DBFS,
     FRAME_SAMPLES,
     MIN_REST_SAMPLES,
     PADDING_SAMPLES,
+    REACH_SAMPLES,
     WINDOW_SAMPLES,
+    Detector,
     Segment,
     frame_levels,
     loud_frames,
+    speech_frames,
     speech_segments,
     windows,
 )
@@ -151,6 +155,76 @@ def test_no_segment_is_a_splinter(num_samples: int) -> None:
 def test_an_offset_changes_no_segment() -> None:
     waveform = noise((3, -60.0), (2, -20.0), (3, -60.0))
     assert speech_segments(waveform + np.float32(0.1)) == speech_segments(waveform)
+
+
+spoken = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=3)  # spans, as shares of a stretch
+
+
+def detecting(spans: list[tuple[float, float]]) -> Detector:
+    return lambda stretch: [(int(min(span) * stretch.size), int(max(span) * stretch.size)) for span in spans]
+
+
+def samples_of(segments: list[Segment], num_samples: int) -> NDArray[np.bool_]:
+    inside = np.zeros(num_samples, dtype=bool)
+    for segment in segments:
+        inside[segment.start : segment.end] = True
+    return inside
+
+
+@settings(deadline=None, max_examples=40)
+@given(parts, extra_samples, spoken)
+def test_with_a_detector_segments_hold_every_loud_frame_of_its_speech_and_nothing_beyond_the_gates(
+    parts: list[Part], num_extra_samples: int, spans: list[tuple[float, float]]
+) -> None:
+    waveform = noise(*parts, num_extra_samples=num_extra_samples)
+    detect = detecting(spans)
+    segments = speech_segments(waveform, detect)
+    edges = [edge for segment in segments for edge in (segment.start, segment.end)]
+    assert edges == sorted(edges)
+    assert all(0 < segment.num_samples <= WINDOW_SAMPLES for segment in segments)
+    inside = samples_of(segments, waveform.size)
+    assert not (inside & ~samples_of(speech_segments(waveform), waveform.size)).any()
+    speech = speech_frames(waveform, frame_levels(waveform), detect)
+    assert not (np.repeat(speech, FRAME_SAMPLES)[: waveform.size] & ~inside).any()
+    assert bool(segments) == bool(speech.any())
+    found = windows(waveform.size, segments)
+    assert [window.start for window in found] == [0, *(window.end for window in found[:-1])][: len(found)]
+    assert not found or found[-1].end == waveform.size
+
+
+@settings(deadline=None, max_examples=20)
+@given(parts, extra_samples)
+def test_a_detector_that_hears_speech_in_all_or_nothing_gives_all_segments_or_none(
+    parts: list[Part], num_extra_samples: int
+) -> None:
+    waveform = noise(*parts, num_extra_samples=num_extra_samples)
+    assert speech_segments(waveform, detecting([(0, 1)])) == speech_segments(waveform)
+    assert speech_segments(waveform, detecting([])) == []
+
+
+def test_a_detector_hears_each_stretch_that_passes_the_gate_alone_and_at_one_level() -> None:
+    heard: list[NDArray[np.float32]] = []
+
+    def detect(stretch: NDArray[np.float32]) -> list[tuple[int, int]]:
+        heard.append(stretch)
+        return []
+
+    speech_segments(noise((3, -200.0), (2, -20.0), (5, -200.0), (4, -40.0), (3, -200.0)), detect)
+    assert [stretch.size for stretch in heard] == [2 * SECOND + 2 * PADDING_SAMPLES, 4 * SECOND + 2 * PADDING_SAMPLES]
+    for stretch in heard:
+        levels = frame_levels(stretch)
+        assert np.percentile(levels[levels > -70], 95) == pytest.approx(DETECTION_DBFS, abs=0.1)
+    heard.clear()
+    speech_segments(noise((30, -80.0)), detect)
+    assert heard == []
+
+
+def test_noise_over_2_s_beside_speech_is_left_out_and_its_edge_is_kept() -> None:
+    waveform = noise((20, -20.0))
+    [segment] = speech_segments(waveform, lambda _: [(8 * SECOND, 10 * SECOND)])
+    assert segment == Segment(
+        8 * SECOND - REACH_SAMPLES - PADDING_SAMPLES, 10 * SECOND + REACH_SAMPLES + PADDING_SAMPLES
+    )
 
 
 def test_seconds_and_samples_agree() -> None:

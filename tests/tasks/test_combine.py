@@ -94,6 +94,20 @@ def test_texts_are_joined_and_say_where_one_was_cut(tmp_path):
     assert math.isclose(found["avg_logprob"], -7.1 / 5)
 
 
+def test_transcripts_are_one_text_with_all_words(tmp_path):
+    def part(text: str, start: float, silent: float | None, finish_reason: str = "stop") -> dict[str, object]:
+        words = [{"word": word, "start": start + i, "end": start + i + 0.5} for i, word in enumerate(text.split())]
+        said = {"text": text, "num_tokens": len(words), "avg_logprob": -1.0, "finish_reason": finish_reason}
+        return said | {"words": words, "no_speech_probability": silent, "via": "recogniser"}
+
+    task = load_task({"asr": {"scope": "recording"}}, tmp_path)
+    found = combined(task, [part("So it", 1.0, 0.3), part("", 30.0, None), part("goes.", 40.0, 0.1)], [9.0, 1.0, 2.0])
+    assert (found["text"], [word["word"] for word in found["words"]]) == ("So it goes.", ["So", "it", "goes."])
+    assert [word["start"] for word in found["words"]] == [1.0, 2.0, 40.0]
+    assert (found["no_speech_probability"], found["via"], found["finish_reason"]) == (0.1, "recogniser", "stop")
+    assert combined(task, [part("", 0.0, None, "no_speech")], [1.0])["no_speech_probability"] is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -52,6 +52,14 @@ def test_the_library_is_a_folder_of_yaml():
     assert {"asr", "keyword_search", "speech_activity"} <= set(library_names())
 
 
+def test_a_job_asks_of_whole_recordings_what_the_library_asks_of_segments(tmp_path):
+    task = load_task({"asr": {"scope": "recording", "name": "transcript"}}, tmp_path)
+    assert (task.scope, task.name, task.definition) == ("recording", "transcript", "asr")
+    assert task_version(task, "b", {}) != task_version(load_task("asr", tmp_path), "b", {})
+    own = write_task(tmp_path, answer="number", labels=None, instructions="[How many]")
+    assert "answers of type number are not combined over segments" in refusal({own: {"scope": "recording"}}, tmp_path)
+
+
 def test_asr_is_the_recognisers_unless_the_job_asks_the_llm():
     assert load_task("asr", Path()).values == {"via": "recogniser"}
     assert load_task({"asr": {"via": "llm"}}, Path()).values == {"via": "llm"}
@@ -115,6 +123,8 @@ def test_labels_may_come_from_the_job(tmp_path):
         ({"keyword_search": {"keywords": [True]}}, "keywords: 1: `True` is not text; put it in quotes"),
         ({"speech_activity": {"min_probability": 2}}, "min_probability: `2` is no number from 0 to 1"),
         ({"speech_activity": {"min_probability": True}}, "min_probability: `True` is no number from 0 to 1"),
+        ({"speech_activity": {"scope": "recording"}}, "scope: a job says `scope: recording` of a task about segments"),
+        ({"asr": {"scope": "segment"}}, "asr: scope: a job says `scope: recording` of a task about segments"),
         ({"asr": 3}, "is no task; write `asr`"),
         ({"asr": {}, "legal": {}}, "is no task; write `asr`"),
         (7, "`7` is no task"),
