@@ -29,13 +29,13 @@ def load_cascade(bundle: Bundle, other: str | None, model: Model, precision: Pre
         llm = load_language_model(llm_folder(bundle, dtype), dtype)
         return replace(model, llm=llm, calibration={}), "the same LLM without an adapter"
     theirs = find_bundle(other, cache=bundle.cache_option)
-    fetch(theirs)
     ours, whose = (b.manifest.fetched[b.manifest.llm.weights].sha256 for b in (bundle, theirs))
     if ours != whose or theirs.manifest.adapter is None:
         raise BundleError(
             f"--cascade {other}: its LLM is {whose[:12]}…, that of {bundle.ref} is {ours[:12]}…; "
             "take a bundle with the same LLM and an adapter of its own"
         )
+    fetch(theirs)
     folder = theirs.path(theirs.manifest.adapter.weights).parent
     llm = load_language_model(llm_folder(bundle, dtype), dtype, adapter_dir=folder)
     return replace(model, llm=llm, calibration={}), f"the same LLM with the adapter of bundle {other}"

@@ -94,10 +94,9 @@ def bleu(sums: Counts) -> Counts:
     said, meant = sums[..., -2], sums[..., -1]
     missed = matches == 0
     smoothed = np.where(missed, 0.5 ** np.cumsum(missed, axis=-1), matches)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.exp(np.log(smoothed / totals).mean(axis=-1))
-        brevity = np.exp(np.minimum(0.0, 1 - meant / said))
     is_void = (matches.sum(axis=-1) == 0) | (totals == 0).any(axis=-1)
+    precision = np.exp(np.log(smoothed / np.maximum(totals, 1)).mean(axis=-1))
+    brevity = np.exp(np.minimum(0.0, 1 - meant / np.maximum(said, 1)))
     return np.asarray(np.where(is_void, 0.0, 100 * brevity * precision))
 
 
@@ -212,7 +211,7 @@ def _library_recall(truths: Sequence[str], answers: Sequence[str | None]) -> flo
 def _library_keyword_f1(truths: Sequence[Sequence[str]], answers: Sequence[Sequence[str] | None]) -> float:
     meant = [{normalised(word) for word in truth} for truth in truths]
     found = [{normalised(word) for word in said or ()} for said in answers]
-    binarizer = MultiLabelBinarizer().fit([*meant, *found])
+    binarizer = MultiLabelBinarizer().fit([*meant, *found, {"\n", "\t"}])  # it wants two at least; no word is these
     return 100 * float(
         f1_score(binarizer.transform(meant), binarizer.transform(found), average="samples", zero_division=1)
     )

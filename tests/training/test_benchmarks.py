@@ -148,12 +148,12 @@ def test_sounds_without_speech_are_bounded_and_follow_from_their_seed(kind):
 
 
 def test_written_tests_are_large_enough_and_balanced():
-    tests = {test.name: test for test in written_benchmarks()}
-    assert set(benches) == {"sentiment", "intent", "accent_written", "translation", "keywords", "slots_written"}
-    assert all(test.is_counted and test.kind == "synthetic" for test in tests.values())
-    assert set(Counter(item.truth for item in benches["sentiment"].items).values()) == {34}
-    assert set(Counter(item.truth for item in benches["intent"].items).values()) == {10}
-    assert min(Counter(item.truth for item in benches["accent_written"].items).values()) >= 40
+    written = {test.name: test for test in written_benchmarks()}
+    assert set(written) == {"sentiment", "intent", "accent_written", "translation", "keywords", "slots_written"}
+    assert all(test.is_counted and test.kind == "synthetic" for test in written.values())
+    assert set(Counter(item.truth for item in written["sentiment"].items).values()) == {34}
+    assert set(Counter(item.truth for item in written["intent"].items).values()) == {10}
+    assert min(Counter(item.truth for item in written["accent_written"].items).values()) >= 40
 
 
 def test_what_is_written_for_tests_is_consistent_and_never_trained_on():
