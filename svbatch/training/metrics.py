@@ -26,7 +26,8 @@ from svbatch.training.normaliser import normalised
 
 try:
     import jiwer
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
     from sklearn.metrics import accuracy_score, f1_score, recall_score
     from sklearn.preprocessing import MultiLabelBinarizer
 except ModuleNotFoundError as error:
