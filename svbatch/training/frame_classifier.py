@@ -35,8 +35,7 @@ EPOCHS = 20
 LEARNING_RATE = 1e-3
 MAX_FRAMES = 500  # of a training recording: 10 s
 EVERY_HELD_OUT = 8  # one speaker in so many chooses the epoch
-MAX_WEIGHT = 5.0  # of a class, so that a single recording does not rule
-RULE = 2  # of how a classifier is trained; another rule, another file
+RULE = 1  # of how a classifier is trained; another rule, another file
 Frames = NDArray[np.float16]
 
 
@@ -97,7 +96,7 @@ def classifier_answers(batch: Batch, classifiers: Mapping[str, FrameClassifier],
 def trained(frames: Sequence[Frames], labels: Sequence[int], held_out: Sequence[bool], *, seed: int) -> FrameClassifier:
     """A classifier of frames (T, D) each, at the epoch with the lowest loss on those held out.
 
-    Every class weighs the same, however many recordings it has, but none more than MAX_WEIGHT.
+    Every class weighs the same, however many recordings it has.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -106,8 +105,7 @@ def trained(frames: Sequence[Frames], labels: Sequence[int], held_out: Sequence[
     own = [i for i, is_out in enumerate(held_out) if not is_out]
     judges = [i for i, is_out in enumerate(held_out) if is_out] or own
     counts = np.bincount([labels[i] for i in own], minlength=num_labels)
-    share = np.minimum(len(own) / np.maximum(counts, 1) / num_labels, MAX_WEIGHT)
-    weight = torch.tensor(share, dtype=torch.float32)
+    weight = torch.tensor(len(own) / np.maximum(counts, 1) / num_labels, dtype=torch.float32)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     best, best_loss = {k: v.clone() for k, v in classifier.state_dict().items()}, float("inf")
     for _ in tqdm(range(EPOCHS), desc="classifier", disable=None):
