@@ -95,7 +95,7 @@ def _labelled(task: str, examples: Sequence[Example]) -> list[Item]:
         examples = [e for e in examples if sum(source == e.source for source, _ in languages) > 1]
     for example in examples:
         said = example.lang if task == "language" else example.labels.get(task)
-        truth = meanings.get(said, said)
+        truth = meanings.get(said, said) if isinstance(said, str) else None
         if truth in labels and (task != "accent" or example.lang == "en"):
             items.append(_item(example, truth))
     return items if len({item.truth for item in items}) > 1 else []
@@ -141,17 +141,18 @@ def _speaker_count(examples: Sequence[Example], seed: int) -> list[Item]:
     items = []
     for number in range(MIXED if first else 0):
         source, speaker = first[(number // 2) % len(first)]
-        num_clips = int(random.integers(2, 4))
+        num_clips = min(int(random.integers(2, 4)), len(sources[source]))
         others = [s for s in sources[source] if s != speaker]
         if number % 2:
-            chosen = [speaker, *random.choice(others, min(num_clips - 1, len(others)), replace=False)]
+            chosen = [speaker, *random.choice(others, num_clips - 1, replace=False)]
             clips = [sources[source][s][int(random.integers(len(sources[source][s])))] for s in chosen]
         else:
             own = sources[source][speaker]
             clips = [own[int(i)] for i in random.choice(len(own), num_clips, replace=False)]
         truth = "two" if number % 2 else "one"
         load = partial(joined, [clip.path for clip in clips], [seed, 4, number])
-        items.append(Item(f"mixture {number} of {source}", speaker, source, truth, load))
+        names = ", ".join(clip.path.name for clip in clips)
+        items.append(Item(f"mixture {number} of {names}", speaker, source, truth, load))
     return items
 
 
