@@ -169,14 +169,22 @@ def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
     "--mode",
     "modes",
     multiple=True,
+    metavar="MODE",
     type=click.Choice(["audio", "text", "both", "both-no-speech", "both-no-transcript"]),
-    help="What the LLM is given; may be given again (default: audio and both).",
+    help="What the LLM is given: audio, text, both, both-no-speech or both-no-transcript; may be given again "
+    "(default: audio and both).",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many recordings of each test.")
 @click.option("--wordings", is_flag=True, help="Ask the last mode in the wordings held out of training too.")
 @click.option("--cascade", help="A bundle whose adapter the cascade's LLM has (default: none at all).")
 @click.option("--classifiers", type=click.Path(path_type=Path), help="A manifest to train the frame classifiers on.")
-@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), show_default=True)
+@click.option(
+    "--precision",
+    default="auto",
+    metavar="NAME",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="auto, float32 or bfloat16 (default: auto, bfloat16 where the processor multiplies it).",
+)
 @cache_option
 def evaluate(
     name: str,
