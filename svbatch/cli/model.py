@@ -1,6 +1,5 @@
 """svbatch bundle, export, train, evaluate, doctor: make, measure, export and inspect models."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from svbatch.bundle import Bundle
+    from svbatch.training.answering import Mode
 
 cache_option = click.option(
     "--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE)."
@@ -162,25 +162,81 @@ def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A manifest of recordings with known answers."
 )
-@click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="A folder for answers, figures, report.md and a plot.")
+@click.option("--list", "only_list", is_flag=True, help="Only show which tests the manifest allows, and how large.")
+@click.option("--test", "names", multiple=True, help="Only this test; may be given again (default: all).")
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    metavar="MODE",
+    type=click.Choice(["audio", "text", "both", "both-no-speech", "both-no-transcript"]),
+    help="What the LLM is given: audio, text, both, both-no-speech or both-no-transcript; may be given again "
+    "(default: audio and both).",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many recordings of each test.")
+@click.option("--wordings", is_flag=True, help="Ask the last mode in the wordings held out of training too.")
+@click.option("--cascade", help="A bundle whose adapter the cascade's LLM has (default: none at all).")
+@click.option("--classifiers", type=click.Path(path_type=Path), help="A manifest to train the frame classifiers on.")
+@click.option(
+    "--precision",
+    default="auto",
+    metavar="NAME",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="auto, float32 or bfloat16 (default: auto, bfloat16 where the processor multiplies it).",
+)
 @cache_option
-def evaluate(name: str, data: Path, precision: Literal["auto", "float32", "bfloat16"], cache: Path | None) -> None:
-    """Measure the bundle NAME (or a folder; default: mini) on recordings with known answers; figures as JSON.
+def evaluate(
+    name: str,
+    data: Path,
+    output: Path | None,
+    only_list: bool,
+    names: tuple[str, ...],
+    modes: tuple["Mode", ...],
+    limit: int | None,
+    wordings: bool,
+    cascade: str | None,
+    classifiers: Path | None,
+    precision: Literal["auto", "float32", "bfloat16"],
+    cache: Path | None,
+) -> None:
+    """Measure the bundle NAME (or a folder; default: mini) on recordings with known answers, beside its own cascade.
 
     \b
-    Example:  svbatch evaluate mini --data speech/dev.jsonl
+    Example:  svbatch evaluate mini --data speech/dev.jsonl --list
+              svbatch evaluate mini --data speech/dev.jsonl --output out/figures --limit 100
     """
     from svbatch.bundle import find_bundle
     from svbatch.fetch import fetch
     from svbatch.model import choose_precision, load_model
-    from svbatch.training.data import read_manifest
+    from svbatch.training.benchmarks import table
+    from svbatch.training.evaluate import CLASSIFIER_RECORDINGS, read_benchmarks
     from svbatch.training.evaluate import evaluate as measure
+    from svbatch.training.results import tests_table
 
+    tests = read_benchmarks(data, names=names, limit=limit)
+    if only_list:
+        click.echo(tests_table(table(tests)))
+        return
+    if output is None:
+        raise click.UsageError("give --output DIR, a folder for the results, or --list")
+    training = read_benchmarks(classifiers, limit=CLASSIFIER_RECORDINGS, written=False) if classifiers else []
     found = find_bundle(name, cache=cache)
-    examples = read_manifest(data)
     fetch(found)
-    model = load_model(found, "cpu", choose_precision(precision, "cpu"))
-    click.echo(json.dumps(measure(examples, model, seed=0), indent=2))
+    chosen = choose_precision(precision, "cpu")
+    model = load_model(found, "cpu", chosen)
+    measure(
+        tests,
+        found,
+        model,
+        output,
+        precision=chosen,
+        modes=modes or ("audio", "both"),
+        wordings=wordings,
+        cascade=cascade,
+        training=training,
+    )
+    click.echo((output / "report.md").read_text(encoding="utf-8"), nl=False)
 
 
 @click.command()

@@ -8,7 +8,7 @@ import torch
 from svbatch.bundle import Calibration
 from svbatch.model import Model
 from svbatch.training.data import Example
-from svbatch.training.evaluate import asked_keywords, heard_examples
+from svbatch.training.listening import asked_keywords, heard_examples
 
 MIN_ANSWERS = 20
 LEAST_PROBABILITY = 1e-12
@@ -19,7 +19,7 @@ def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[s
 
     `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
     """
-    heard = list(heard_examples(examples, model, ()))
+    heard = list(heard_examples(examples, model))
     fitted: dict[str, Calibration] = {}
     known = [each for each in heard if each.example.labels.get("speech") is not None]
     if len(known) >= MIN_ANSWERS:

@@ -26,6 +26,7 @@ COMMANDS = (
     ["bundle", "fetch"],
     ["export"],
     ["train"],
+    ["evaluate"],
     ["doctor"],
 )
 

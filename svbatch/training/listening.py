@@ -1,0 +1,102 @@
+"""Held-out recordings heard as a run hears them, and asked what calibration wants to know."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from svbatch.ask import ask
+from svbatch.corpus.segment import speech_segments, windows
+from svbatch.generate import Answer, Unanswered
+from svbatch.hear import Hearing, Span, hear, spotted_words
+from svbatch.model import Model
+from svbatch.tasks.task import Task, load_task
+from svbatch.training.data import Example, read_waveform
+from svbatch.training.normaliser import normalised
+from svbatch.training.questions import lookalikes
+
+EXAMPLES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Listened:
+    """One example with the speech_activity answer of the window that is likeliest to hold speech, and its hearings
+    that hold speech."""
+
+    example: Example
+    activity: Answer
+    hearings: list[Hearing]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One keyword question: what was answered, as the probability of yes, and what is true. `evidence` is the
+    read-out's (svbatch.speech.spotting), None where it cannot write the word."""
+
+    word: str
+    probability: float
+    evidence: float | None
+    truth: bool
+
+
+def heard_examples(examples: Sequence[Example], model: Model) -> Iterator[Listened]:
+    """Every example heard."""
+    activity = load_task("speech_activity", Path())
+    for start in tqdm(range(0, len(examples), EXAMPLES_AT_ONCE), desc="listen", disable=None):
+        batch = examples[start : start + EXAMPLES_AT_ONCE]
+        sounds = [read_waveform(example.path) for example in batch]
+        segments = [(i, s) for i, sound in enumerate(sounds) for s in speech_segments(sound)]
+        parts = [(i, s) for i, sound in enumerate(sounds) for s in windows(sound.size, speech_segments(sound))]
+        with torch.inference_mode():
+            spans = [Span(sounds[i][s.start : s.end], s.start_s, True) for i, s in segments]
+            heard = hear(spans, model) if spans else []
+            spoken = [(i, h) for (i, _), h in zip(segments, heard, strict=True) if h.has_speech]
+            in_parts = hear([Span(sounds[i][s.start : s.end], s.start_s, False) for i, s in parts], model)
+            answers = _closed(activity, in_parts, model)
+        for i, example in enumerate(batch):
+            judged = [answer for (k, _), answer in zip(parts, answers, strict=True) if k == i]
+            yield Listened(example, max(judged, key=_speech), [h for k, h in spoken if k == i])
+
+
+def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[Asked]:
+    """Of each English recording with a text a word that is said and one that is not, asked."""
+    asked = []
+    for each, word, truth in tqdm(_keyword_questions(heard, seed), desc="keyword_search", disable=None):
+        task = load_task({"keyword_search": {"keywords": [word]}}, Path())
+        with torch.inference_mode():
+            found = _closed(task, each.hearings, model)
+        probability = max(answer["keywords"][0]["probability"] for answer in found)
+        spotted = [place for hearing in each.hearings for place in spotted_words([word], hearing, model)]
+        evidence = max((place.evidence for place in spotted if place is not None), default=None)
+        asked.append(Asked(word, probability, evidence, truth))
+    return asked
+
+
+def _keyword_questions(heard: Sequence[Listened], seed: int) -> list[tuple[Listened, str, bool]]:
+    """For each transcript a word that is said and one that is not; every other absent one looks like a said one."""
+    random = np.random.default_rng(seed)
+    spoken = [each for each in heard if each.example.lang == "en" and each.example.text and each.hearings]
+    vocabulary = sorted({w for e in spoken for w in normalised(e.example.text or "").split() if len(w) > 2})
+    asked = []
+    for number, each in enumerate(spoken):
+        said = normalised(each.example.text or "").split()
+        present = str(random.choice([w for w in said if len(w) > 2] or said))
+        absent = [w for w in (lookalikes(present, vocabulary) if number % 2 else vocabulary) if w not in said]
+        asked.append((each, present, True))
+        if absent:
+            asked.append((each, str(absent[0] if number % 2 else random.choice(absent)), False))
+    return asked
+
+
+def _speech(answer: Answer) -> float:
+    """How probable speech is."""
+    return float(sum(each["probability"] for each in answer["probabilities"] if each["label"] == "speech"))
+
+
+def _closed(task: Task, hearings: Sequence[Hearing], model: Model) -> list[Answer]:
+    """As a run has them."""
+    answers = ask([task], hearings, model)[task.name]
+    return [answer for answer in answers if not isinstance(answer, Unanswered)]
