@@ -54,12 +54,12 @@ class FetchedEntry(FileEntry):
 
 
 class EncoderPart(_Part):
-    """`external_data`: the file name by which the graph calls its weights, assembled into the cache; null if
-    the graph holds them itself."""
+    """`external_data`: the file name by which the graph calls its weights, assembled into the cache unless it lies in
+    the bundle; null if the graph holds them itself. `width`: of a frame, all layers where it holds several."""
 
     graph: FileName
     width: PositiveInt
-    frames_per_second: PositiveInt
+    frames_per_second: PositiveInt | PositiveFloat
     window_seconds: PositiveInt
     external_data: FileName | None
 
@@ -82,8 +82,18 @@ class ProjectorPart(_Part):
 
 
 class LanguageModelPart(_Part):
+    """`weights`: a GGUF file, or with `config` the first file of a model in transformers' format, `more_weights` being
+    the others."""
+
     weights: FileName
     tokenizer: FileName
+    config: FileName | None = None
+    more_weights: list[FileName] | None = None
+
+    @property
+    def shards(self) -> list[str]:
+        """All files of its weights."""
+        return [self.weights, *(self.more_weights or [])]
 
 
 class AdapterPart(_Part):
@@ -132,7 +142,7 @@ class Manifest(_Part):
             "voice_activity": [self.voice_activity.graph] if self.voice_activity else [],
             "recogniser": [self.recogniser.weights, self.recogniser.tokenizer] if self.recogniser else [],
             "projector": [self.projector.graph, self.projector.weights] if self.projector else [],
-            "llm": [self.llm.weights, self.llm.tokenizer],
+            "llm": [*self.llm.shards, self.llm.tokenizer, *([self.llm.config] if self.llm.config else [])],
             "adapter": [self.adapter.weights] if self.adapter else [],
         }
         known = self.files.keys() | self.fetched.keys()
@@ -165,6 +175,8 @@ class Bundle:
         settings = self.manifest.model_dump(
             include={"encoder", "voice_activity", "recogniser", "projector", "readout", "llm", "adapter", "calibration"}
         )
+        if self.manifest.llm.config is None:  # ids of bundles with a GGUF are older than these keys
+            settings["llm"] = {key: settings["llm"][key] for key in ("weights", "tokenizer")}
         entries = {**self.manifest.files, **self.manifest.fetched}
         settings["sha256"] = {name: entry.sha256 for name, entry in entries.items()}
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,7 +11,6 @@ from svbatch.language.decoding import Decoded, Question, greedy
 from svbatch.language.guide import Guide, guides
 from svbatch.language.llm import Prefix
 from svbatch.model import Model
-from svbatch.speech.alignment import Word
 from svbatch.speech.prefix_score import PrefixScorer
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
@@ -110,7 +109,7 @@ def transcript_answer(hearing: Hearing, model: Model) -> Answer:
     assert transcript is not None, "a span was not transcribed"
     return {
         "text": transcript.text,
-        "words": _words(timed_words(transcript.text, hearing, model)),
+        "words": _words(transcript.text, hearing, model),
         "num_tokens": transcript.num_tokens,
         "avg_logprob": transcript.avg_logprob,
         "finish_reason": transcript.finish_reason,
@@ -131,9 +130,11 @@ def transcribe(
 ) -> list[Decoded]:
     """The LLM's transcripts: each next token has the highest log p of the LLM + `readout_weight` · log p of the
     read-out's CTC. Drafts are the recogniser's text where there is one, else the read-out's tokens."""
-    guesses = [_draft(hearing, model) for hearing in hearings] if drafts else None
+    has_drafts = model.readout is not None or all(hearing.transcript for hearing in hearings)
+    guesses = [_draft(hearing, model) for hearing in hearings] if drafts and has_drafts else None
     end_id = prompts.end_id(model.tokenizer)
-    voters = [_Listener(hearing, model, end_id, readout_weight) for hearing in hearings] if readout_weight else None
+    has_voters = bool(readout_weight) and model.readout is not None
+    voters = [_Listener(hearing, model, end_id, readout_weight) for hearing in hearings] if has_voters else None
     asked = Question(
         prompts.question_ids(model.tokenizer, question), max_tokens=max_tokens, drafts=guesses, voters=voters
     )
@@ -146,6 +147,7 @@ class _Listener(PrefixScorer):
     """What the read-out of a hearing says of each next token, weighted."""
 
     def __init__(self, hearing: Hearing, model: Model, end_id: int, weight: float) -> None:
+        assert model.readout is not None
         super().__init__(log_probs_of(hearing, model), model.readout, end_id)
         self._weight = weight
 
@@ -167,7 +169,7 @@ def _llm_transcripts(task: Task, hearings: Sequence[Hearing], prefix: Prefix, mo
         answers.append(
             said
             | {
-                "words": _words(timed_words(said["text"], hearing, model)),
+                "words": _words(said["text"], hearing, model),
                 "no_speech_probability": hearing.transcript.no_speech_probability if hearing.transcript else None,
                 "via": "llm",
             }
@@ -203,5 +205,8 @@ def _typed_answer(task: Task, decoded: Decoded, model: Model) -> Answer | Unansw
     return {column: [dict(zip(fields, found, strict=True)) for found in parse(said)]}
 
 
-def _words(words: Sequence[Word]) -> list[Answer]:
-    return [{"word": w.word, "start": w.start, "end": w.end} for w in words]
+def _words(text: str, hearing: Hearing, model: Model) -> list[Answer] | None:
+    """The words of a text with their times; None where there is no read-out to align them to."""
+    if model.readout is None:
+        return None
+    return [{"word": w.word, "start": w.start, "end": w.end} for w in timed_words(text, hearing, model)]

@@ -21,6 +21,7 @@ from svbatch.timing import part
 # recordings. Of 175 noises there the read-out alone finds 171 empty, the rule 172; of 230 spans of speech 1 and 5.
 SPARSE_EMBEDDINGS = 12
 MAX_DOUBT = 1.5
+EMBEDDING_SAMPLES = 1280  # 12.5 speech embeddings a second
 WINDOWS_AT_ONCE = 8  # more are no faster on a CPU, and each takes 70 MB
 
 
@@ -28,23 +29,26 @@ WINDOWS_AT_ONCE = 8  # more are no faster on a CPU, and each takes 70 MB
 class Hearing:
     """One span heard; `start_s` is where it starts in its recording.
 
-    `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E) with blank logits (T,).
-    `normaliser` (T,) and `highest` (T,) are of the read-out's classes: log(sum(exp(logits))), and the highest
-    log-probability. `read`: token ids of the read-out. `transcript` is None where none was wanted or possible.
+    `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E). `readings` are what the
+    read-out made of them, None where the bundle has none. `transcript` is None where none was wanted or possible.
     """
 
     start_s: float
     speech: Tensor
     embeddings: Tensor
-    blank: Tensor
-    normaliser: Tensor
-    highest: Tensor
-    read: list[int]
+    readings: "Readings | None"
     transcript: Transcript | None
+
+    @property
+    def read(self) -> list[int]:
+        """Token ids of the read-out; none without one."""
+        return self.readings.ids if self.readings else []
 
     @property
     def has_speech(self) -> bool:
         """Whether anything is said: the read-out has tokens, and the recogniser agrees where they are few."""
+        if self.readings is None:  # the sound was loud enough, and nothing else can tell
+            return self.transcript is None or bool(self.transcript.text)
         if self.transcript is None:
             return bool(self.read)
         doubt = 2 * (self.transcript.no_speech_probability or 0.0) - self.transcript.avg_logprob
@@ -55,6 +59,17 @@ class Hearing:
     def text(self) -> str:
         """What the recogniser wrote; empty if nothing is said."""
         return self.transcript.text if self.transcript is not None and self.has_speech else ""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The read-out of T embeddings: token ids, blank logits (T,), and of its classes log(sum(exp(logits))) and the
+    highest log-probability, (T,) each."""
+
+    ids: list[int]
+    blank: Tensor
+    normaliser: Tensor
+    highest: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def hear(spans: Sequence[Span], model: Model) -> list[Hearing]:
     parts = [_sound(spans[start : start + WINDOWS_AT_ONCE], model) for start in range(0, len(spans), WINDOWS_AT_ONCE)]
     frames = np.concatenate([frames for frames, _ in parts])
     hearings = [hearing for _, some in parts for hearing in some]
-    wanted = [i for i, span in enumerate(spans) if span.transcribed and hearings[i].read]
+    wanted = [i for i, span in enumerate(spans) if span.transcribed and hearings[i].has_speech]
     if model.recogniser is not None and wanted:
         with part("recogniser"):
             transcripts = model.recogniser.transcribe(torch.from_numpy(frames[wanted]))
@@ -91,45 +106,52 @@ def _sound(spans: Sequence[Span], model: Model) -> tuple[NDArray[np.float32], li
 
 def _read(frames: NDArray[np.float32], spans: Sequence[Span], model: Model) -> list[Hearing]:
     """Hearings without transcripts, from the frames (B, 1500, D) of the spans' windows."""
-    lengths = [num_frames(len(span.waveform)) for span in spans]
+    lengths = [num_frames(len(span.waveform), model.frame_samples) for span in spans]
     sound = np.zeros_like(frames[:, : max(lengths)])
     for row, source, length in zip(sound, frames, lengths, strict=True):
         row[:length] = source[:length]
     projected = model.projector.run({"frames": sound, "lengths": np.array(lengths, dtype=np.int64)})
     hearings = []
-    for i, (span, length) in enumerate(zip(spans, map(num_embeddings, lengths), strict=True)):
-        embeddings = torch.from_numpy(projected["embeddings"][i, :length])
-        blank = torch.from_numpy(projected["blank"][i, :length])
+    for i, (span, length) in enumerate(zip(spans, lengths, strict=True)):
+        size = num_embeddings(length, EMBEDDING_SAMPLES // model.frame_samples)
+        embeddings = torch.from_numpy(projected["embeddings"][i, :size])
+        if model.readout is None:
+            hearings.append(Hearing(span.start_s, embeddings, embeddings, readings=None, transcript=None))
+            continue
+        blank = torch.from_numpy(projected["blank"][i, :size])
         log_probs = model.readout.log_probs(embeddings[None], blank[None])[0]
-        hearings.append(
-            Hearing(
-                start_s=span.start_s,
-                speech=model.readout.spoken(embeddings, log_probs),
-                embeddings=embeddings,
-                blank=blank,
-                normaliser=blank - log_probs[:, BLANK],
-                highest=log_probs.max(dim=1).values,
-                read=model.readout.greedy(log_probs),
-                transcript=None,
-            )
+        readings = Readings(
+            ids=model.readout.greedy(log_probs),
+            blank=blank,
+            normaliser=blank - log_probs[:, BLANK],
+            highest=log_probs.max(dim=1).values,
         )
+        spoken = model.readout.spoken(embeddings, log_probs)
+        hearings.append(Hearing(span.start_s, spoken, embeddings, readings, transcript=None))
     return hearings
 
 
 def log_probs_of(hearing: Hearing, model: Model) -> Tensor:
-    """The read-out's log-probabilities of a hearing, (T, 1 + V)."""
-    return model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
+    """The read-out's log-probabilities of a hearing, (T, 1 + V); the bundle has a read-out."""
+    assert model.readout is not None
+    assert hearing.readings is not None
+    return model.readout.log_probs(hearing.embeddings[None], hearing.readings.blank[None])[0]
 
 
 def spotted_words(words: Sequence[str], hearing: Hearing, model: Model) -> list[Spotted | None]:
-    """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording."""
+    """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording. None each
+    without a read-out."""
+    if hearing.readings is None:
+        return [None] * len(words)
     with part("alignment"):
-        found = spot(*_posteriors(words, hearing, model), hearing.highest.numpy())
+        found = spot(*_posteriors(words, hearing, model), hearing.readings.highest.numpy())
     return [None if s is None else replace(s, start=s.start + hearing.start_s) for s in found]
 
 
 def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
-    """The words of `text` with times in seconds of the recording, by forced alignment to the read-out."""
+    """The words of `text` with times in seconds of the recording, by forced alignment to the read-out; none without."""
+    if hearing.readings is None:
+        return []
     words = text.split()
     with part("alignment"):
         timed = word_times(words, *_posteriors(words, hearing, model))
@@ -138,9 +160,13 @@ def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
 
 def _posteriors(words: Sequence[str], hearing: Hearing, model: Model) -> tuple[list[list[int]], NDArray[np.float32]]:
     """The read-out's classes of each of `words`, and the log-probabilities of just these, (T, 1 + classes)."""
+    assert model.readout is not None
+    assert hearing.readings is not None
     ids = [model.tokenizer.encode(spoken_form(word), add_special_tokens=False).ids for word in words]
     classes = [model.readout.classes(i) for i in ids]
     used = sorted({c for word in classes for c in word})
     place = {c: 1 + i for i, c in enumerate(used)}
-    log_probs = model.readout.some_log_probs(hearing.embeddings, hearing.blank, hearing.normaliser, used)
+    log_probs = model.readout.some_log_probs(
+        hearing.embeddings, hearing.readings.blank, hearing.readings.normaliser, used
+    )
     return [[place[c] for c in word] for word in classes], log_probs.numpy()

@@ -1,6 +1,7 @@
 """A bundle's parts in memory: the frozen ones out of the cache, what was trained out of the bundle's folder."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,9 @@ from svbatch.bundle import Bundle, Calibration
 from svbatch.cache import derived
 from svbatch.errors import BundleError
 from svbatch.language.llm import LanguageModel
-from svbatch.language.weights import expand_gguf, load_language_model
+from svbatch.language.weights import expand_gguf, lay_out_safetensors, load_language_model
 from svbatch.onnx import Device, OnnxSession, cuda_problem
+from svbatch.speech.encoder import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from svbatch.speech.export import assemble_weights
 from svbatch.speech.readout import Readout
 from svbatch.speech.recogniser import Recogniser
@@ -25,16 +27,18 @@ RULE = 1  # of how weights are laid down in the cache; another rule, another fol
 
 @dataclass(frozen=True)
 class Model:
-    """What annotate needs of a bundle. `voice_activity` and `recogniser` are None where the bundle has none."""
+    """What annotate needs of a bundle. `voice_activity`, `recogniser` and `readout` are None where the bundle has none. `frame_samples`:
+    samples of sound in one frame of the encoder."""
 
     encoder: OnnxSession
     voice_activity: OnnxSession | None
     projector: OnnxSession
-    readout: Readout
+    readout: Readout | None
     recogniser: Recogniser | None
     llm: LanguageModel
     tokenizer: Tokenizer
     calibration: dict[str, Calibration]
+    frame_samples: int = FRAME_SAMPLES
 
 
 def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:
@@ -48,18 +52,26 @@ def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:
     llm = load_language_model(
         llm_folder(bundle, dtype), dtype, adapter_dir=bundle.path(manifest.adapter.weights).parent
     )
-    token_ids = trained["token_ids"].long()
-    embeddings = llm.embed(token_ids).float()
+    readout = None
+    if "token_ids" in trained:
+        token_ids = trained["token_ids"].long()
+        readout = Readout(token_ids, llm.embed(token_ids).float(), trained["log_scale"].float())
     return Model(
         encoder=load_encoder(bundle, device),
         voice_activity=load_voice_activity(bundle),
         projector=OnnxSession(graph, device=device, weights_dir=graph.parent),
-        readout=Readout(token_ids, embeddings, trained["log_scale"].float()),
+        readout=readout,
         recogniser=load_recogniser(bundle, dtype, device) if manifest.recogniser else None,
         llm=llm,
         tokenizer=load_tokenizer(bundle),
         calibration=dict(manifest.calibration),
+        frame_samples=frame_samples(bundle),
     )
+
+
+def frame_samples(bundle: Bundle) -> int:
+    """Samples of sound in one frame of the bundle's encoder."""
+    return round(SAMPLE_RATE_HZ / bundle.manifest.encoder.frames_per_second)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -103,9 +115,17 @@ def load_recogniser(bundle: Bundle, dtype: torch.dtype, device: Device) -> Recog
 
 def llm_folder(bundle: Bundle, dtype: torch.dtype) -> Path:
     """The LLM's weights, expanded into the cache the first time, one folder per precision."""
-    name = bundle.manifest.llm.weights
+    part, precision = bundle.manifest.llm, str(dtype).removeprefix("torch.")
+    if part.config is not None:
+        config, shards = bundle.path(part.config), [bundle.path(name) for name in part.shards]
+        hashes = "".join(bundle.manifest.fetched[name].sha256 for name in part.shards)
+        hashes += bundle.manifest.files[part.config].sha256
+        key = f"llm-{sha256(hashes.encode()).hexdigest()[:16]}-{precision}-{RULE}"
+        folder = derived(bundle.cache, key, lambda folder: lay_out_safetensors(config, shards, folder / "llm", dtype))
+        return folder / "llm"
+    name = part.weights
     gguf = bundle.path(name)
-    key = f"llm-{bundle.manifest.fetched[name].sha256[:16]}-{str(dtype).removeprefix('torch.')}-{RULE}"
+    key = f"llm-{bundle.manifest.fetched[name].sha256[:16]}-{precision}-{RULE}"
     return derived(bundle.cache, key, lambda folder: expand_gguf(gguf, folder / "llm", dtype)) / "llm"
 
 

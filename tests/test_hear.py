@@ -23,12 +23,12 @@ def hearings(sounds, tiny_model) -> list[Hearing]:
 def test_every_span_has_an_embedding_for_each_80_ms_that_it_lasts(sounds, hearings):
     frames = [-(-len(sound) // 320) for sound in sounds]
     assert [len(hearing.embeddings) for hearing in hearings] == [num_embeddings(n) for n in frames] == [25, 1, 63]
-    assert [len(hearing.blank) for hearing in hearings] == [25, 1, 63]
+    assert [len(hearing.readings.blank) for hearing in hearings] == [25, 1, 63]
 
 
 def test_the_llm_is_given_what_the_read_out_makes_of_the_embeddings(hearings, tiny_model):
     for hearing in hearings:
-        log_probs = tiny_model.readout.log_probs(hearing.embeddings[None], hearing.blank[None])[0]
+        log_probs = tiny_model.readout.log_probs(hearing.embeddings[None], hearing.readings.blank[None])[0]
         assert torch.equal(hearing.speech, tiny_model.readout.spoken(hearing.embeddings, log_probs))
         assert 1 <= len(hearing.speech) <= len(hearing.embeddings)
 

@@ -104,9 +104,10 @@ def fetch_weights(name: str, to: Path | None, cache: Path | None) -> None:
 def export(model: str, output: Path, half: bool) -> None:
     """Export the speech encoder of MODEL as OUTPUT/encoder.onnx, with its weights beside it.
 
-    MODEL is a folder in transformers' format, or hf://OWNER/NAME: any Whisper, WavLM or HuBERT. The graph takes
+    MODEL is a folder in transformers' format, or hf://OWNER/NAME: any Whisper, wav2vec 2.0, HuBERT,
+    WavLM, w2v-BERT or Parakeet. The graph takes
     waveform (batch, samples) float32 at 16 kHz, up to 30 s, and lengths (batch) int64 in samples; it gives
-    frames (batch, frames, width) float32, 50 a second.
+    frames (batch, frames, width) float32, 50 a second (Parakeet: 12.5).
 
     \b
     Example:  svbatch export hf://microsoft/wavlm-base-plus --output encoders/wavlm
@@ -122,39 +123,50 @@ def export(model: str, output: Path, half: bool) -> None:
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The folder with the recipe's manifests.")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder with the recipe's manifests.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
     help="A folder for checkpoints and metrics; the bundle goes to its folder bundle/.",
 )
+@click.option("--parameters", is_flag=True, help="Only count what the recipe trains, by its sizes, without weights.")
 @cache_option
-def train(recipe: Path, data: Path, output: Path, cache: Path | None) -> None:
+def train(recipe: Path, data: Path | None, output: Path | None, parameters: bool, cache: Path | None) -> None:
     """Train projector and adapter by RECIPE, and write the bundle OUTPUT/bundle.
 
-    Stopped at any moment and called again, it goes on from its last checkpoint.
+    Stopped at any moment and called again, it goes on from its last checkpoint. On several GPUs or machines:
+    accelerate launch -m svbatch.training RECIPE with the same options.
 
     \b
     Example:  svbatch train jobs/train/mini.yaml --data speech/ --output out/train
               svbatch run job.yaml    # with `bundle: out/train/bundle` in it
+              svbatch train jobs/train/speechverse_wavlm.yaml --parameters
     """
-    from svbatch.bundle import find_bundle
-    from svbatch.fetch import fetch
-    from svbatch.training.publish import make
     from svbatch.training.recipe import load_recipe
 
     loaded = load_recipe(recipe)
-    base = find_bundle(loaded.parts, base=recipe.parent, cache=cache)
+    if parameters:
+        from svbatch.training.shape import parameter_counts
+
+        counts = parameter_counts(loaded)
+        trained = sum(count for name, count in counts.items() if not name.startswith("frozen"))
+        click.echo("\n".join(f"{name:15}{count:>14,}" for name, count in (*counts.items(), ("trained", trained))))
+        return
+    if data is None or output is None:
+        raise click.UsageError("Missing option '--data' or '--output'.")
+    from svbatch.training.parts import frozen_parts
+    from svbatch.training.publish import make
+
+    base = frozen_parts(loaded, recipe.parent, output / "parts", cache)
     card = {
-        "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {loaded.parts}",
+        "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {base.manifest.name}",
         "data": _sources(data, loaded.manifests),
         "figures": {},
         "not_for": base.manifest.not_for,
     }
-    fetch(base)
     made = make(loaded, base, data, output, card)
-    click.echo(f"bundle {made.id} in {made.folder}; `svbatch evaluate` measures it")
+    if made is not None:
+        click.echo(f"bundle {made.id} in {made.folder}; `svbatch evaluate` measures it")
 
 
 @click.command()

@@ -15,8 +15,8 @@ from svbatch.language.cache import KeyValueCache
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.timing import count
 
-MODEL_TYPES = ("llama", "qwen2", "qwen3")
-"""Decoders with full attention and a plain linear output layer, as the cache and the scores assume."""
+SCALED = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale", "attention_sinks")
+"""What a config says of attention or an output layer that are more than the cache and the scores assume."""
 
 POSITIONS_AT_ONCE = 4096
 """So many positions are read in one pass: more are no faster, because what lies between the layers outgrows the
@@ -38,19 +38,35 @@ class ReadPrefix:
         return ReadPrefix(self.cache.select(rows), self.lengths[rows])
 
 
+def _unlike(model: PreTrainedModel) -> str:
+    """What of the model is not covered here, in words; empty if all is."""
+    config: Any = model.config
+    found = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        found.append("sliding_window")
+    found += [name for name in SCALED if getattr(config, name, None) not in (None, 1.0, False)]
+    output: Any = model.get_output_embeddings()
+    if getattr(output, "bias", None) is not None:
+        found.append("a bias on its output layer")
+    layers: Any = getattr(model.get_decoder(), "layers", None)
+    if layers is None or not hasattr(layers[0], "self_attn") or not hasattr(layers[0].self_attn, "head_dim"):
+        found.append("layers of another kind")
+    return ", ".join(found)
+
+
 class DecoderOnly(LanguageModel):
     """A decoder-only LLM over a `KeyValueCache`."""
 
     shares_questions = True
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises BundleError if the model's architecture is not one of MODEL_TYPES."""
+        """Raises BundleError unless every layer has full attention and the output layer is plain, as in Llama, Qwen or
+        SmolLM."""
         config = model.config
-        layer_types = set(getattr(config, "layer_types", None) or ())
-        if config.model_type not in MODEL_TYPES or layer_types - {"full_attention"}:
+        if odd := _unlike(model):
             raise BundleError(
-                f"the LLM is a {config.model_type} model, or has sliding windows; "
-                f"name one of these with full attention: {', '.join(MODEL_TYPES)}"
+                f"the LLM is a {config.model_type} model with {odd}; name one with full attention and a plain output "
+                "layer, such as Llama, Qwen2, Qwen3 or SmolLM"
             )
         super().__init__(model, width=config.hidden_size, max_positions=config.max_position_embeddings)
         self.model.set_attn_implementation(GROUPED_ATTENTION)

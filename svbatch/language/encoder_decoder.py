@@ -7,6 +7,7 @@ labels are scored in one pass over a tree, drafts are checked, as with decoder-o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from svbatch.language.cache import KeyValueCache, moved_up
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.timing import count
 
-MODEL_TYPES = ("t5", "mt5")
 MAX_POSITIONS = 2048
 """Positions are relative and have no end of their own; attention over more would not fit into memory."""
 
@@ -76,16 +76,24 @@ class DecoderCache:
         return cls(said, encoded, torch.cat(masks))
 
 
+def _is_t5(model: PreTrainedModel) -> bool:
+    blocks: Any = getattr(getattr(model, "decoder", None), "block", ())
+    if not blocks or not all(hasattr(block.layer[-1], "DenseReluDense") for block in blocks):
+        return False
+    own, *others = (block.layer[0].SelfAttention for block in blocks)
+    return hasattr(own, "relative_attention_bias") and not any(hasattr(o, "relative_attention_bias") for o in others)
+
+
 class EncoderDecoder(LanguageModel):
     """An LLM of the T5 family."""
 
     shares_questions = False
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises BundleError if the model's architecture is not one of MODEL_TYPES."""
+        """Raises BundleError unless its layers are T5's, with positions relative as the first layer has them."""
         config = model.config
-        if config.model_type not in MODEL_TYPES:
-            raise BundleError(f"the LLM is a {config.model_type} model; name one of these: {', '.join(MODEL_TYPES)}")
+        if not _is_t5(model):
+            raise BundleError(f"the LLM is a {config.model_type} model; name one of the T5 family, such as Flan-T5")
         super().__init__(model, width=config.d_model, max_positions=MAX_POSITIONS)
         self._start_id: int = config.decoder_start_token_id
         self._heads, self._head_width = config.num_heads, config.d_kv

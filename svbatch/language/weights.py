@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -58,6 +58,22 @@ def expand_gguf(gguf: Path, target_dir: Path, dtype: torch.dtype) -> None:
         _rename_unless_there(partial_dir, target_dir)
     finally:
         shutil.rmtree(partial_dir, ignore_errors=True)
+
+
+def lay_out_safetensors(config: Path, shards: Sequence[Path], target_dir: Path, dtype: torch.dtype) -> None:
+    """Writes a model in transformers' format as the new folder `target_dir`, numbers in `dtype`, a file at a time."""
+    target_dir.mkdir()
+    shutil.copyfile(config, target_dir / "config.json")
+    places: dict[str, str] = {}
+    num_bytes = 0
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weights = {key: w.to(dtype) if w.is_floating_point() else w for key, w in load_file(shard).items()}
+        save_file(weights, target_dir / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(weights, name)
+        num_bytes += sum(weight.nbytes for weight in weights.values())
+    index = {"metadata": {"total_size": num_bytes}, "weight_map": places}
+    (target_dir / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def _rename_unless_there(partial_dir: Path, target_dir: Path) -> None:

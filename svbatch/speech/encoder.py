@@ -9,11 +9,11 @@ from svbatch.onnx import OnnxSession
 
 SAMPLE_RATE_HZ = 16_000
 WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
-FRAME_SAMPLES = 320  # 50 frames a second
+FRAME_SAMPLES = 320  # 50 frames a second, as most encoders have
 
 
 def encode(session: OnnxSession, waveforms: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Frames (B, 1500, D) of B waveforms of up to 30 s at 16 kHz, each followed by silence to the full window.
+    """Frames (B, T, D) of B waveforms of up to 30 s at 16 kHz, each followed by silence to the full window.
 
     Frames of the silence are kept: the recogniser needs the whole window, the projector takes `num_frames` of it.
     """
@@ -25,6 +25,6 @@ def encode(session: OnnxSession, waveforms: Sequence[NDArray[np.float32]]) -> ND
     return frames
 
 
-def num_frames(num_samples: int) -> int:
+def num_frames(num_samples: int, frame_samples: int = FRAME_SAMPLES) -> int:
     """Frames that hold some of `num_samples` samples of sound."""
-    return -(-num_samples // FRAME_SAMPLES)
+    return -(-num_samples // frame_samples)

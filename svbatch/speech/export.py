@@ -1,9 +1,8 @@
 """Speech encoders as ONNX graphs from waveform to frames, weights outside the graph.
 
-Covered: transformers' Whisper, WavLM and HuBERT encoders (svbatch.speech.waveform), any length up to the
-window, a length per row so that padding changes no frame of a neighbour; float32 and float16. A graph refers
-to the weights by the names of the encoder's own state dict, so `assemble_weights` can lay them down on any
-machine without an exporter.
+Covered: the encoders of svbatch.speech.waveform, any length up to the window, a length per row so that padding
+changes no frame of a neighbour; float32, and float16 but for the Conformers. A graph refers to the weights by the
+names of the encoder's own state dict, so `assemble_weights` can lay them down on any machine without an exporter.
 """
 
 import json
@@ -22,14 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from svbatch.errors import BundleError
-from svbatch.speech.projector import Projector
+from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.waveform import WINDOW_SAMPLES, waveform_encoder
 
 EXTERNAL_DATA = "encoder.weights"
 MIN_EXTERNAL_BYTES = 1024
 
 
-def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normalise: bool) -> Path:
+def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normalise: bool, mixed: bool = False) -> Path:
     """Writes folder/encoder.onnx with its weights, `EXTERNAL_DATA`, beside it, and returns the graph's path.
 
     `encoder` is changed as `export_encoder` says. Raises BundleError for another kind of model or if `folder`
@@ -38,7 +37,7 @@ def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normali
     graph = folder / "encoder.onnx"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        export_encoder(encoder, graph, half=half, normalise=normalise)
+        export_encoder(encoder, graph, half=half, normalise=normalise, mixed=mixed)
         assemble_weights(graph, _state(encoder), folder / EXTERNAL_DATA)
     except OSError as error:
         why = error.strerror or error
@@ -46,14 +45,16 @@ def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normali
     return graph
 
 
-def export_encoder(encoder: PreTrainedModel, target: Path, *, half: bool = False, normalise: bool = False) -> None:
+def export_encoder(
+    encoder: PreTrainedModel, target: Path, *, half: bool = False, normalise: bool = False, mixed: bool = False
+) -> None:
     """Write `encoder` as the ONNX graph `target`, whose weights stay outside under `EXTERNAL_DATA`.
 
-    `encoder`, `half` and `normalise` are those of `waveform_encoder`. `target` takes waveform (B, S) float32
-    and lengths (B,) int64 in samples, and gives frames (B, ceil(S / 320), D) float32. Raises BundleError for
-    another kind of model.
+    `encoder`, `half`, `normalise` and `mixed` are those of `waveform_encoder`. `target` takes waveform (B, S) float32
+    and lengths (B,) int64 in samples, and gives frames (B, ceil(S / samples of a frame), D) float32. Raises BundleError
+    for another kind of model.
     """
-    module = waveform_encoder(encoder, half=half, normalise=normalise)
+    module = waveform_encoder(encoder, half=half, normalise=normalise, mixed=mixed)
     seconds = torch.tensor([32_000, 24_000])
     batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", max=WINDOW_SAMPLES)
     shapes = {"waveform": {0: batch, 1: samples}, "lengths": {0: batch}}
@@ -100,18 +101,18 @@ def assemble_weights(graph: Path, weights: Mapping[str, Tensor], target: Path) -
             file.write(source.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes())
 
 
-def export_projector(projector: Projector, target: Path, weights_name: str) -> None:
+def export_projector(projector: Projector | ConvolutionalProjector, target: Path, weights_name: str) -> None:
     """Write `projector` as the ONNX graph `target` over the float16 weights in `weights_name` beside it.
 
     That file (safetensors, one tensor per parameter name) must exist. The graph takes frames (B, T, D)
-    float32 and lengths (B,) int64, and gives embeddings (B, ceil(T / 4), E) and blank logits
-    (B, ceil(T / 4)), both float32.
+    float32 and lengths (B,) int64, and gives embeddings (B, ceil(T / downsampling), E), and blank logits of the same
+    length where the projector has a read-out, both float32.
     """
     batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", max=100_000)
-    first: Any = projector.convs[0]
     shapes = {"frames": {0: batch, 1: frames}, "lengths": {0: batch}}
-    inputs = (torch.randn(2, 300, first.in_channels), torch.tensor([300, 200]))
-    model = _graph(projector.eval(), inputs, shapes, ["embeddings", "blank"])
+    inputs = (torch.randn(2, 300, projector.frame_width), torch.tensor([300, 200]))
+    outputs = ["embeddings", "blank"] if isinstance(projector, Projector) else ["embeddings"]
+    model = _graph(projector.eval(), inputs, shapes, outputs)
     _read_half_from(model, target.parent / weights_name)
     target.write_bytes(model.SerializeToString())
 

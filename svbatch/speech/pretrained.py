@@ -4,19 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    HubertModel,
-    PreTrainedModel,
-    WavLMModel,
-    WhisperModel,
-)
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedModel
 
 from svbatch.errors import BundleError
+from svbatch.speech.waveform import encoder_of, kind_of
 
 HUB = "hf://"
-CLASSES: dict[str, Any] = {"whisper": WhisperModel, "wavlm": WavLMModel, "hubert": HubertModel}
 TRAINING_ONLY = {"masked_spec_embed"}  # stands for what training hides; no published CTC model needs it
 
 
@@ -32,16 +25,16 @@ def load_encoder_to_export(source: str) -> tuple[PreTrainedModel, bool]:
             f"{source}: no folder with a config.json; give a model's folder in transformers' format, or {HUB}OWNER/NAME"
         )
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind not in CLASSES:
-            raise BundleError(f"{source}: a model of type {kind}; export takes {', '.join(CLASSES)}")
-        model, report = CLASSES[kind].from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        with torch.device("meta"):  # its kind shows before its weights are read
+            encoder_of(AutoModel.from_config(AutoConfig.from_pretrained(name)))
+        model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        encoder = encoder_of(model)
         extractor: Any = AutoFeatureExtractor
-        normalise = kind != "whisper" and extractor.from_pretrained(name).do_normalize
+        normalise = kind_of(encoder) == "convolutional" and extractor.from_pretrained(name).do_normalize
     except (OSError, ValueError) as error:  # what transformers raises for a file it lacks or cannot read
         raise BundleError(f"{source}: transformers cannot load it: {' '.join(str(error).split())}") from error
-    encoder: PreTrainedModel = model.encoder if kind == "whisper" else model
-    held = {f"encoder.{key}" if kind == "whisper" else key for key in encoder.state_dict()}
+    stem = next(f"{path}." if path else "" for path, module in model.named_modules() if module is encoder)
+    held = {f"{stem}{key}" for key in encoder.state_dict()}
     if missing := sorted((held & set(report["missing_keys"])) - TRAINING_ONLY):
         raise BundleError(f"{source}: lacks {len(missing)} weights ({missing[0]} …); get the model again")
     return encoder, normalise

@@ -1,10 +1,13 @@
-"""The projector: frames at 50 Hz to speech embeddings at 12.5 Hz and LLM width, and the blank of the read-out.
+"""Projectors: an encoder's frames to speech embeddings at 12.5 Hz and LLM width.
 
-SpeechVerse 2.1 has two blocks of Conv1d(k=3, s=2) and LayerNorm; ours adds a GELU, optional transformer layers
-and a linear layer to the LLM's width. Padding never reaches a real frame: every convolution sees zeros past a row's
+SpeechVerse 2.1 has two blocks of Conv1d(k=3) and LayerNorm, `ConvolutionalProjector`. Ours, `Projector`, adds a GELU,
+optional transformer layers, a linear layer to the LLM's width and the blank of the read-out. Both may begin with a
+learned mix of the encoder's layers. Padding never reaches a real frame: every convolution sees zeros past a row's
 length, every attention is masked.
 """
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 
 
 class ProjectorConfig(BaseModel):
-    """Shape of a projector; `num_layers` 0 is the paper's."""
+    """Shape of a projector. encoder_width: of one layer. strides: of the convolutions; all together they make
+    12.5 Hz. mixed_layers: how many layers of the encoder stand side by side in a frame; 1 is the last alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,13 +27,69 @@ class ProjectorConfig(BaseModel):
     num_layers: int = 0
     num_heads: int = 8
     dropout: float = 0.0
+    strides: tuple[int, ...] = (2, 2)
+    mixed_layers: int = 1
+
+
+class LayerMix(nn.Module):
+    """The mean of the encoder's layers, each times a free learned scalar: (1 / L) Σ w_l h_l, SpeechVerse 2.1.
+
+    (B, T, L · D), the layers side by side, -> (B, T, D).
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(num_layers))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        layers = frames.unflatten(2, (len(self.weights), -1))
+        return (layers * self.weights[:, None]).mean(dim=2)
+
+
+class ConvolutionalProjector(nn.Module):
+    """The paper's: blocks of Conv1d(k=3) and LayerNorm, the LLM's width throughout. Padding 1 and biases are ours, the
+    paper does not say; its parameter counts do not tell them from their absence."""
+
+    def __init__(self, *, encoder_width: int, llm_width: int, strides: Sequence[int], mixed_layers: int = 1) -> None:
+        super().__init__()
+        widths = [encoder_width, *(llm_width for _ in strides)]
+        self.strides = tuple(strides)
+        self.frame_width = encoder_width * mixed_layers
+        self.mix = LayerMix(mixed_layers) if mixed_layers > 1 else nn.Identity()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(a, b, kernel_size=3, stride=stride, padding=1)
+            for (a, b), stride in zip(pairwise(widths), strides, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(llm_width) for _ in strides)
+
+    @property
+    def downsampling(self) -> int:
+        """Frames that make one speech embedding."""
+        return math.prod(self.strides)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, L · D) and (B,) valid frames -> embeddings (B, ceil(T / downsampling), E)."""
+        hidden: Tensor = self.mix(frames)
+        for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
+            hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
+            hidden = norm(conv(hidden.transpose(1, 2)).transpose(1, 2))
+            lengths = (lengths + stride - 1) // stride
+        return hidden
 
 
 class Projector(nn.Module):
+    """Ours, for a bundle with a read-out."""
+
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
-        widths = [config.encoder_width, config.width, config.width]
-        self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in pairwise(widths))
+        widths = [config.encoder_width, *(config.width for _ in config.strides)]
+        self.strides = config.strides
+        self.frame_width = config.encoder_width * config.mixed_layers
+        self.mix = LayerMix(config.mixed_layers) if config.mixed_layers > 1 else nn.Identity()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(a, b, kernel_size=3, stride=stride, padding=1)
+            for (a, b), stride in zip(pairwise(widths), config.strides, strict=True)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in self.convs)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
@@ -40,14 +100,19 @@ class Projector(nn.Module):
         self.blank = nn.Linear(config.width, 1)
         self.log_scale = nn.Parameter(torch.zeros(()))
 
+    @property
+    def downsampling(self) -> int:
+        """Frames that make one speech embedding."""
+        return math.prod(self.strides)
+
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D) at 50 Hz and (B,) valid frames -> embeddings (B, ceil(T / 4), E) at 12.5 Hz, blank logits
-        (B, ceil(T / 4)). Rows past `ceil(lengths / 4)` hold no meaning."""
-        hidden = frames
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        """(B, T, L · D) and (B,) valid frames -> embeddings (B, ceil(T / downsampling), E) at 12.5 Hz, blank logits of
+        the same length. Rows past `ceil(lengths / downsampling)` hold no meaning."""
+        hidden: Tensor = self.mix(frames)
+        for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
             hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
             hidden = nn.functional.gelu(norm(conv(hidden.transpose(1, 2)).transpose(1, 2)))
-            lengths = (lengths + 1) // 2
+            lengths = (lengths + stride - 1) // stride
         mask = length_mask(lengths, hidden.shape[1])
         hidden = self.dropout(hidden)
         for layer in self.layers:
@@ -99,6 +164,6 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
 
-def num_embeddings(num_frames: int) -> int:
+def num_embeddings(num_frames: int, downsampling: int = 4) -> int:
     """Speech embeddings that `num_frames` frames give."""
-    return -(-num_frames // 4)
+    return -(-num_frames // downsampling)

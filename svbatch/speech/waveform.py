@@ -1,8 +1,9 @@
 """Speech encoders as torch modules from waveform to frames, ready to become a graph.
 
 All take waveform (B, S) float32 at 16 kHz, S up to 30 s, and lengths (B,) int64 samples, and give frames
-(B, ceil(S / 320), D) float32: 50 Hz, zeros past a row's length. What follows a row's length changes none of
-its frames: every sum over time is masked. Covered: transformers' Whisper, WavLM and HuBERT.
+(B, ceil(S / n), D) float32, n the samples of a frame (320: 50 Hz), zeros past a row's length. What follows a row's
+length changes none of its frames: every sum over time is masked. Covered: Whisper, the wav2vec 2.0 family (wav2vec 2.0,
+HuBERT, WavLM), and the Conformers of svbatch.speech.conformer; which one it is shows in a model's parts, not its name.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
-from transformers import HubertModel, PreTrainedModel, WavLMModel, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import PreTrainedModel, WhisperFeatureExtractor
 
 from svbatch.errors import BundleError
+from svbatch.speech.conformer import StackedEncoder, SubsampledEncoder
 
 SAMPLE_RATE_HZ = 16_000
 WINDOW_SAMPLES = 480_000
@@ -27,21 +28,69 @@ HIDDEN = 30_000.0  # fits float16, and exp(-30000) is 0
 VARIANCE_FLOOR = 1e-7  # transformers' Wav2Vec2FeatureExtractor adds it too
 
 
-def waveform_encoder(encoder: PreTrainedModel, *, half: bool, normalise: bool) -> nn.Module:
-    """The module around `encoder`, a WhisperEncoder, WavLMModel or HubertModel, which is changed in place.
+PARTS = {
+    "whisper": ("conv1", "conv2", "embed_positions", "layers"),
+    "convolutional": ("feature_extractor", "feature_projection", "encoder"),
+    "stacked": ("feature_projection", "encoder"),
+    "subsampled": ("subsampling", "encode_positions", "layers"),
+}
+"""What tells the kinds of encoders apart: the parts that each has, looked for in this order."""
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The first of PARTS whose parts the module has; None if it is no encoder."""
+    held = dict(module.named_children())
+    return next((kind for kind, parts in PARTS.items() if all(part in held for part in parts)), None)
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of `model` that makes frames: itself, or what lies in a model with a decoder or a head.
+
+    Raises BundleError if there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and kind_of(module) and not _is_decoder(module):
+            return module
+    raise BundleError(
+        f"{type(model).__name__} is no speech encoder that is known here: Whisper, wav2vec 2.0, HuBERT, WavLM, "
+        "w2v-BERT or Parakeet; name one of these"
+    )
+
+
+def _is_decoder(module: nn.Module) -> bool:
+    return hasattr(module, "embed_tokens")
+
+
+def frame_samples(config: Any) -> int:
+    """Samples of sound at 16 kHz in one frame of an encoder of this config."""
+    if hasattr(config, "conv_stride"):
+        return int(np.prod(config.conv_stride))
+    if hasattr(config, "subsampling_factor"):
+        return HOP_SAMPLES * int(config.subsampling_factor)
+    if hasattr(config, "feature_projection_input_dim"):
+        return HOP_SAMPLES * (int(config.feature_projection_input_dim) // 80)
+    return FRAME_SAMPLES
+
+
+def waveform_encoder(encoder: PreTrainedModel, *, half: bool, normalise: bool, mixed: bool = False) -> nn.Module:
+    """The module around `encoder` (see `encoder_of`), which is changed in place.
 
     `half` computes in float16 all but the log-mel or the first convolution. `normalise` brings each row to
-    mean 0 and variance 1 first, as WavLM and HuBERT want it where their feature extractor says so; Whisper
-    scales its log-mel. Raises BundleError for another kind of model.
+    mean 0 and variance 1 first, as the wav2vec 2.0 family wants it where its feature extractor says so; the others
+    scale their log-mel. `mixed` gives all layers side by side, (B, T, L · D), for a learned mix. Raises BundleError
+    for another kind of model.
     """
     model: Any = encoder  # transformers types its modules in part
+    kind = kind_of(encoder_of(encoder))
     model.eval().requires_grad_(False)
-    if isinstance(encoder, WhisperEncoder):
-        return WhisperWaveformEncoder(model.half() if half else model).eval()
-    if isinstance(encoder, WavLMModel | HubertModel):
-        return ConvolutionalWaveformEncoder(model, half=half, normalise=normalise).eval()
-    kind = type(encoder).__name__
-    raise BundleError(f"{kind} is no encoder of Whisper, WavLM or HuBERT; export one of these")
+    if kind == "whisper":
+        return WhisperWaveformEncoder(model.half() if half else model, mixed=mixed).eval()
+    if kind == "convolutional":
+        return ConvolutionalWaveformEncoder(model, half=half, normalise=normalise, mixed=mixed).eval()
+    if half:
+        raise BundleError(f"{type(encoder).__name__} is computed in float32 here; leave out --half")
+    conformer = StackedEncoder if kind == "stacked" else SubsampledEncoder
+    return conformer(model, mixed=mixed).eval()
 
 
 class WhisperWaveformEncoder(nn.Module):
@@ -55,9 +104,10 @@ class WhisperWaveformEncoder(nn.Module):
     fourier: Tensor
     mel: Tensor
 
-    def __init__(self, encoder: WhisperEncoder) -> None:
+    def __init__(self, encoder: Any, *, mixed: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
+        self.mixed = mixed
         extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)  # type: ignore[no-untyped-call]
         angles = 2 * np.pi * np.outer(np.arange(FFT_SAMPLES // 2 + 1), np.arange(FFT_SAMPLES)) / FFT_SAMPLES
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)
@@ -89,24 +139,28 @@ class WhisperWaveformEncoder(nn.Module):
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         frame_mask = torch.arange(hidden.shape[1])[None, :] < ((columns + 1) // 2)[:, None]
         attend = (frame_mask[:, None, None, :].to(dtype) - 1.0) * HIDDEN  # adding is cheaper than a choice
+        layers = []
         for layer in encoder.layers:
             hidden = layer(hidden, attend)
-        frames: Tensor = encoder.layer_norm(hidden) * frame_mask[:, :, None].to(dtype)
+            layers.append(hidden)
+        layers[-1] = encoder.layer_norm(hidden)
+        frames = (torch.cat(layers, dim=2) if self.mixed else layers[-1]) * frame_mask[:, :, None].to(dtype)
         return frames.float()
 
 
 class ConvolutionalWaveformEncoder(nn.Module):
-    """WavLM or HuBERT with its scaling of the waveform: (B, S) float32 and (B,) int64 samples -> (B, T, D).
+    """wav2vec 2.0, HuBERT or WavLM with its scaling of the waveform: (B, S) and (B,) int64 samples -> (B, T, D).
 
     T = ceil(S / 320). A row of n samples has the floor((n - 80) / 320) frames of the last layer that the
     model itself gives it alone, since one frame sees 400 samples; zeros follow.
     """
 
-    encoder: Any  # a WavLMModel or HubertModel
+    encoder: Any
     buckets: Tensor
 
-    def __init__(self, model: Any, *, half: bool, normalise: bool) -> None:
+    def __init__(self, model: Any, *, half: bool, normalise: bool, mixed: bool) -> None:
         super().__init__()
+        self.mixed = mixed
         _require_fifty_frames_a_second(model)
         convolution = model.encoder.pos_conv_embed.conv
         if is_parametrized(convolution):  # weight norm: one plain weight computes the same
@@ -116,7 +170,8 @@ class ConvolutionalWaveformEncoder(nn.Module):
             self.encoder.feature_extractor.conv_layers[0].float()
         self.dtype = torch.float16 if half else torch.float32
         self.normalise = normalise
-        if isinstance(model, WavLMModel):
+        self.is_gated = hasattr(model.encoder.layers[0].attention, "gru_rel_pos_linear")  # WavLM's
+        if self.is_gated:
             distances = torch.arange(1 - MAX_FRAMES, MAX_FRAMES)
             buckets = self.encoder.encoder.layers[0].attention._relative_positions_bucket(distances)
             self.register_buffer("buckets", buckets)
@@ -133,9 +188,9 @@ class ConvolutionalWaveformEncoder(nn.Module):
         attend = (mask[:, None, None, :].to(self.dtype) - 1.0) * HIDDEN
         stable = model.config.do_stable_layer_norm
         hidden = hidden if stable else encoder.layer_norm(hidden)
-        hidden = self._layers(hidden, attend)
-        hidden = encoder.layer_norm(hidden) if stable else hidden
-        frames: Tensor = hidden * mask[:, :, None].to(self.dtype)
+        layers = self._layers(hidden, attend)
+        layers[-1] = encoder.layer_norm(layers[-1]) if stable else layers[-1]
+        frames = (torch.cat(layers, dim=2) if self.mixed else layers[-1]) * mask[:, :, None].to(self.dtype)
         return frames.float()
 
     def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,12 +210,15 @@ class ConvolutionalWaveformEncoder(nn.Module):
             hidden = hidden.to(self.dtype) if index == 0 else hidden
         return hidden, num_columns
 
-    def _layers(self, hidden: Tensor, attend: Tensor) -> Tensor:
+    def _layers(self, hidden: Tensor, attend: Tensor) -> list[Tensor]:
+        """What each layer makes of (B, T, D)."""
+        outputs = []
         layers = self.encoder.encoder.layers
-        if isinstance(self.encoder, HubertModel):
+        if not self.is_gated:
             for layer in layers:
                 hidden = layer(hidden, attend)
-            return hidden
+                outputs.append(hidden)
+            return outputs
         time = torch.arange(hidden.shape[1])
         buckets = self.buckets[time[None, :] - time[:, None] + MAX_FRAMES - 1]
         bias = layers[0].attention.rel_attn_embed(buckets).permute(2, 0, 1)
@@ -172,7 +230,8 @@ class ConvolutionalWaveformEncoder(nn.Module):
             else:
                 hidden = layer.layer_norm(hidden + _wavlm_attention(layer.attention, hidden, bias, attend))
                 hidden = layer.final_layer_norm(hidden + layer.feed_forward(hidden))
-        return hidden
+            outputs.append(hidden)
+        return outputs
 
 
 def _require_fifty_frames_a_second(model: Any) -> None:

@@ -1,5 +1,6 @@
 """From trained parts to a bundle: float16 weights, the projector's graph, and bundle.json with every hash."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from svbatch.bundle import Bundle, Calibration, write_bundle
+from svbatch.bundle import Bundle, Calibration, Manifest, write_bundle
 from svbatch.language.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
@@ -24,9 +26,13 @@ CARD = "README.md"
 KEPT = {"version", "encoder", "voice_activity", "recogniser", "llm", "fetched"}
 
 
-def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[str, Any]) -> Bundle:
-    """Trains by `recipe` as `train` does, publishes in output/bundle, and calibrates on what was held out."""
+def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[str, Any]) -> Bundle | None:
+    """Trains by `recipe` as `train` does, publishes in output/bundle, and calibrates on what was held out. Of several
+    processes the first does so; the others have nothing to return."""
     parts = train(recipe, base, data, output)
+    if not Accelerator().is_main_process:
+        return None
+    parts.llm.cpu()
     made = publish(parts, recipe, base, output / "bundle", calibration={}, card=card)
     examples = read_manifests(data, recipe.manifests)
     aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
@@ -46,6 +52,21 @@ def plain(calibration: Mapping[str, Calibration]) -> dict[str, dict[str, float]]
     return {task: fitted.model_dump() for task, fitted in calibration.items()}
 
 
+def _frozen_files(manifest: Manifest) -> list[str]:
+    """What of the frozen parts may lie in a bundle's own folder."""
+    encoder, llm = manifest.encoder, manifest.llm
+    return [name for name in (encoder.graph, encoder.external_data, llm.tokenizer, llm.config) if name]
+
+
+def _linked(source: Path, target: Path) -> None:
+    """The same file under another name where the disk allows it, else a copy: an encoder's weights may be gigabytes."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def publish(
     parts: Trained,
     recipe: Recipe,
@@ -61,33 +82,34 @@ def publish(
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = base.manifest
-    for name in (manifest.encoder.graph, manifest.llm.tokenizer):
+    kept = [name for name in _frozen_files(manifest) if name in manifest.files]
+    for name in kept:
         if base.folder != folder:
-            shutil.copyfile(base.path(name), folder / name)
+            (_linked if name == manifest.encoder.external_data else shutil.copyfile)(base.path(name), folder / name)
+    parts.projector.cpu()
     half = {name: weight.detach().half().contiguous() for name, weight in parts.projector.state_dict().items()}
-    half["log_scale"] = parts.projector.log_scale.detach().float()
-    half["token_ids"] = parts.readout.token_ids.to(torch.int32)
+    if parts.readout is not None:
+        half["log_scale"] = parts.readout.log_scale.detach().float().cpu()
+        half["token_ids"] = parts.readout.token_ids.to(torch.int32)
     save_file(half, folder / PROJECTOR_WEIGHTS)
     export_projector(parts.projector, folder / PROJECTOR_GRAPH, PROJECTOR_WEIGHTS)
     write_adapter(parts.llm, folder)
     ours = "Apache-2.0"
-    licences = {
-        manifest.encoder.graph: manifest.files[manifest.encoder.graph].licence,
-        manifest.llm.tokenizer: manifest.files[manifest.llm.tokenizer].licence,
+    licences = {name: manifest.files[name].licence for name in kept} | {
         PROJECTOR_GRAPH: ours,
         PROJECTOR_WEIGHTS: ours,
         ADAPTER_WEIGHTS: ours,
         ADAPTER_CONFIG: ours,
     }
-    kept = manifest.model_dump(by_alias=True, include=KEPT)
-    fields = kept | {
+    frozen = manifest.model_dump(by_alias=True, include=KEPT)
+    fields = frozen | {
         "name": recipe.name,
         "projector": {
             "graph": PROJECTOR_GRAPH,
             "weights": PROJECTOR_WEIGHTS,
             "config": recipe.projector.model_dump(),
         },
-        "readout": {"num_tokens": len(parts.readout.token_ids)},
+        "readout": {"num_tokens": len(parts.readout.token_ids)} if parts.readout else {},
         "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},
         "calibration": plain(calibration),
         "recipe": recipe.model_dump(),

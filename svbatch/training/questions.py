@@ -1,6 +1,6 @@
 """Questions about training clips with known answers, composed on the fly and drawn by step and seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -9,16 +9,22 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from svbatch.ask import mode_of
 from svbatch.errors import TrainingError
 from svbatch.speech.readout import spoken_form
 from svbatch.tasks.prompts import render
 from svbatch.tasks.task import Task, load_task
 from svbatch.training.data import Example
-from svbatch.training.frames import Clip
+from svbatch.training.frames import Heard, Layout, Listener, LiveClip
+from svbatch.training.known import known_answers
 from svbatch.training.recipe import LanguageStage, Mode
 
 NUM_NEIGHBOURS = 60  # clips of similar length from which a batch is drawn
 LOOKALIKES = 12
+MIXED = ("speaker_count",)
+COMPOSED = ("asr", "keyword_search", "speech_activity", *MIXED)
+"""Tasks whose questions are made of texts, silence and voices; those of the others come from labels."""
+
 QUIET_SHARE = 0.1  # of hearings without speech, where speech_activity is asked
 Name = TypeVar("Name", bound=str)
 
@@ -36,49 +42,68 @@ class Question:
     """What is asked of one clip: pairs of instruction and answer, each asked of the same hearing and none seeing
     another. `transcript` is None in mode audio; in mode text the clip is not heard."""
 
-    clip: Clip
+    clip: Heard
     mode: Mode
     transcript: str | None
     pairs: tuple[Pair, ...]
-    said: str  # the clip's words in spoken form, for CTC; "" if nobody speaks
+    said: str | None  # the clip's words in spoken form, for CTC; "" if nobody speaks, None if it is not known
 
 
 class Questioner:
-    """Draws the questions of a step. `transcripts` are the recogniser's, by index of example."""
+    """Draws the questions of a batch. `transcripts` are the recogniser's, by index of example; `listener` hears two
+    speakers at once, which are composed."""
 
     def __init__(
         self,
         examples: Sequence[Example],
-        clips: Sequence[Clip],
+        clips: Sequence[Heard],
         transcripts: Mapping[int, str],
         stage: LanguageStage,
+        listener: Listener | None = None,
     ) -> None:
         self._examples = examples
         self._transcripts = transcripts
         self._stage = stage
+        self._listener = listener
         texts = {i: spoken_form(e.text) for i, e in enumerate(examples) if e.text and e.lang == "en"}
         self._said = {i: text for i, text in texts.items() if text}
-        silent = {i for i, e in enumerate(examples) if e.labels.get("speech") is False}
+        self._said |= {i: "" for i, e in enumerate(examples) if e.is_silent}
         by_length = sorted(clips, key=lambda clip: clip.length)
-        self._spoken = [c for c in by_length if c.example in self._said]
+        self._spoken = [c for c in by_length if self._said.get(c.example)]
         self._transcribed = [c for c in self._spoken if c.example in transcripts]
-        self._quiet = [c for c in by_length if c.example in silent]
+        self._quiet = [c for c in by_length if examples[c.example].is_silent]
+        self._known = {name: known_answers(name, examples) for name in stage.questions if name not in COMPOSED}
+        self._led = {name: self._by_answer(name, by_length) for name in self._known}
+        if "speaker_count" in stage.questions:
+            self._solo = [c for c in by_length if examples[c.example].speaker and not examples[c.example].is_silent]
         self._refuse_what_nothing_answers()
         self._words = sorted({w for text in self._said.values() for w in text.split() if len(w) > 2})
         self._alike: dict[str, list[str]] = {}
 
+    def _by_answer(self, name: str, clips: Sequence[Heard]) -> dict[str, list[Heard]]:
+        """Clips that a task is known of: of a closed one by their answer, so that each is drawn as often."""
+        pools: dict[str, list[Heard]] = {}
+        for clip in clips:
+            for known in self._known[name].get(clip.example, ())[:1]:
+                pools.setdefault(known.answer if known.task.is_closed else "", []).append(clip)
+        return pools
+
     def _refuse_what_nothing_answers(self) -> None:
         asked, modes = self._stage.questions.keys(), self._stage.modes.keys()
-        if not self._spoken:
+        if asked & {"asr", "keyword_search"} and not self._spoken:
             raise TrainingError("no example has `text` and `lang: en`; add some")
         if modes - {"audio"} and not self._transcribed:
             raise TrainingError("modes text and both want transcripts; set the recipe's `transcripts` above 0")
-        if "speech_activity" in asked and not self._quiet:
+        if "speech_activity" in asked and not (self._quiet and self._spoken):
             raise TrainingError("speech_activity wants examples with `speech: false` too; add some")
+        if "speaker_count" in asked and len({self._examples[c.example].speaker for c in self._solo}) < 2:
+            raise TrainingError("speaker_count wants examples of two `speaker`s, to be mixed; add some")
+        if unknown := [name for name, pools in self._led.items() if not pools]:
+            raise TrainingError(f"no example has an answer to {', '.join(unknown)}; add its label, or leave it out")
 
-    def draw(self, step: int, seed: int) -> list[Question]:
-        """The questions of one step, of clips similar in length, up to the stage's positions."""
-        random = np.random.default_rng([seed, step])
+    def draw(self, batch: int, seed: int) -> list[Question]:
+        """The questions of one batch, of clips similar in length, up to the stage's positions."""
+        random = np.random.default_rng([seed, batch])
         quantile = random.random()
         questions: list[Question] = []
         used = 0.0
@@ -93,22 +118,72 @@ class Questioner:
 
     def _one(self, quantile: float, random: np.random.Generator) -> Question:
         if "speech_activity" in self._stage.questions and random.random() < QUIET_SHARE:
-            clip = _near(self._quiet, quantile, random)
+            clip = self._near(self._quiet, quantile, random)
             return Question(clip, "audio", None, (_activity("no_speech", random),), "")
+        lead = self._lead(random)
+        if lead == "speaker_count":
+            return self._counted(quantile, random)
+        if lead is not None:
+            return self._led_by(lead, quantile, random)
         mode = _choice(self._stage.modes, random)
-        clip = _near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
-        said = self._said[clip.example]
+        clip = self._near(self._spoken if mode == "audio" else self._transcribed, quantile, random)
+        return self._asked(clip, mode, None, random)
+
+    def _lead(self, random: np.random.Generator) -> str | None:
+        """The task that chooses the hearing: none for those that any English text answers."""
+        weights = {name: self._stage.questions[name] for name in (*self._led, *MIXED) if name in self._stage.questions}
+        if not weights:
+            return None
+        rest = {"": 1.0} if self._stage.questions.keys() & {"asr", "keyword_search", "speech_activity"} else {}
+        return _choice(weights | rest, random) or None
+
+    def _led_by(self, lead: str, quantile: float, random: np.random.Generator) -> Question:
+        pools = self._led[lead]
+        clip = self._near(pools[sorted(pools)[int(random.integers(len(pools)))]], quantile, random)
+        known = self._known[lead][clip.example][0]
+        modes = self._stage.modes if clip.example in self._transcripts else {"audio": 1.0}
+        mode: Mode = "audio" if mode_of(known.task) == "audio" else _choice(dict(modes), random)
+        return self._asked(clip, mode, lead, random)
+
+    def _asked(self, clip: Heard, mode: Mode, lead: str | None, random: np.random.Generator) -> Question:
+        """A hearing with its questions: the lead's once, and each other task as often as the recipe says."""
+        said = self._said.get(clip.example)
         pairs: list[Pair] = []
         for task, number in self._stage.questions.items():
-            for _ in range(int(number + random.random())):
-                if task == "asr":
-                    pairs.append(Pair(_wording(_LOADED[task], random), said, is_closed=False))
-                elif task == "keyword_search":
-                    word, is_said = self._keyword(said, random)
-                    pairs.append(Pair(_keyword_wording(word, random), "yes" if is_said else "no", is_closed=True))
-                elif mode == "audio":
-                    pairs.append(_activity("speech", random))
-        return Question(clip, mode, None if mode == "audio" else self._transcripts[clip.example], tuple(pairs), said)
+            for _ in range(1 if task == lead else int(number + random.random())):
+                pairs += self._pair(task, clip, mode, said, random)
+        transcript = None if mode == "audio" else self._transcripts[clip.example]
+        return Question(clip, mode, transcript, tuple(pairs), said)
+
+    def _pair(
+        self, name: str, clip: Heard, mode: Mode, said: str | None, random: np.random.Generator
+    ) -> Iterator[Pair]:
+        """One question of a task, if its answer is known of the clip, and the mode is one that a run asks it in."""
+        if name == "asr" and said:
+            yield Pair(_wording(_LOADED[name], random), said, is_closed=False)
+        elif name == "keyword_search" and said:
+            word, is_said = self._keyword(said, random)
+            yield Pair(_keyword_wording(word, random), "yes" if is_said else "no", is_closed=True)
+        elif name == "speech_activity" and said and mode == "audio":
+            yield _activity("speech", random)
+        elif known := self._known.get(name, {}).get(clip.example):
+            one = known[int(random.integers(len(known)))]
+            if mode == "audio" or mode_of(one.task) != "audio":
+                yield Pair(_wording(one.task, random), one.answer, one.task.is_closed)
+
+    def _counted(self, quantile: float, random: np.random.Generator) -> Question:
+        """One speaker, or two that are composed: one after the other, or both at once."""
+        clip = self._near(self._solo, quantile, random)
+        instruction = _wording(_LOADED["speaker_count"], random)
+        if self._listener is None or random.random() < 0.5:
+            return Question(clip, "audio", None, (Pair(instruction, "one", True),), self._said.get(clip.example))
+        speaker = self._examples[clip.example].speaker
+        others = [c for c in self._solo if self._examples[c.example].speaker != speaker]
+        other = others[int(random.integers(len(others)))]
+        layout: Layout = "joined" if random.random() < 0.5 else "mixed"
+        length = clip.length + other.length if layout == "joined" else max(clip.length, other.length)
+        both = LiveClip(clip.example, length, self._listener, (other.example, layout))
+        return Question(both, "audio", None, (Pair(instruction, "two", True),), None)
 
     def _keyword(self, said: str, random: np.random.Generator) -> tuple[str, bool]:
         """A word and whether it is said: half are; of the others half look like one that is."""
@@ -123,6 +198,17 @@ class Questioner:
                 return str(random.choice(alike)), False
         other = str(random.choice(self._words))
         return other, other in said.split()
+
+    def _near(self, pool: Sequence[Heard], quantile: float, random: np.random.Generator) -> Heard:
+        """A clip of about a length, by the weights of the corpora."""
+        middle = int(quantile * len(pool))
+        low = max(0, min(middle - NUM_NEIGHBOURS // 2, len(pool) - NUM_NEIGHBOURS))
+        near = pool[low : low + NUM_NEIGHBOURS]
+        if not self._stage.corpora:
+            return near[int(random.integers(len(near)))]
+        weights = np.array([self._stage.corpora.get(self._examples[c.example].source, 1.0) for c in near])
+        shares = weights / weights.sum() if weights.any() else None
+        return near[int(random.choice(len(near), p=shares))]
 
 
 def _activity(label: str, random: np.random.Generator) -> Pair:
@@ -151,12 +237,6 @@ def _wording(task: Task, random: np.random.Generator) -> str:
     return task.questions(task.instructions[random.integers(len(task.instructions))])[0]
 
 
-def _near(pool: Sequence[Clip], quantile: float, random: np.random.Generator) -> Clip:
-    middle = int(quantile * len(pool))
-    low = max(0, min(middle - NUM_NEIGHBOURS // 2, len(pool) - NUM_NEIGHBOURS))
-    return pool[int(random.integers(low, min(len(pool), low + NUM_NEIGHBOURS)))]
-
-
 def _choice(weights: Mapping[Name, float], random: np.random.Generator) -> Name:
     names = list(weights)
     shares = np.array([weights[name] for name in names])
@@ -167,4 +247,5 @@ _LOADED = {
     "asr": load_task("asr", Path()),
     "keyword_search": load_task({"keyword_search": {"keywords": ["word"]}}, Path()),
     "speech_activity": load_task("speech_activity", Path()),
+    "speaker_count": load_task("speaker_count", Path()),
 }

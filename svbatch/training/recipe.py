@@ -1,27 +1,73 @@
 """A recipe: what is trained on what, for how long. One YAML file, values only."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from svbatch.errors import TrainingError
-from svbatch.training.checkpoints import Schedule
+from svbatch.training.checkpoints import Schedule, Stopping
 
 Mode = Literal["audio", "text", "both"]
-Task = Literal["asr", "keyword_search", "speech_activity"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class EncoderChoice(_Part):
+    """A frozen encoder in transformers' format. source: a folder relative to the recipe, or hf://OWNER/NAME; null where
+    there are no public weights. layers: the last alone, or a learned mix of all. config: its sizes, as its config.json
+    has them; what is found at `source` must agree."""
+
+    source: str | None
+    licence: str
+    layers: Literal["last", "mix"] = "last"
+    config: dict[str, Any]
+
+
+class LanguageModelChoice(_Part):
+    """A frozen LLM in transformers' format; the keys are those of an encoder."""
+
+    source: str
+    licence: str
+    config: dict[str, Any]
+
+
 class ProjectorShape(_Part):
-    width: int
+    """Ours: convolutions, transformer layers and the read-out. `num_layers` counts transformer layers."""
+
+    width: PositiveInt
     num_layers: int
     num_heads: int
     dropout: float
+    strides: list[PositiveInt] = [2, 2]
+
+
+class PaperShape(_Part):
+    """The paper's: convolutions of the LLM's width, and no read-out."""
+
+    kind: Literal["paper"]
+    strides: list[PositiveInt]
+
+
+def _shape_of(value: Any) -> str:
+    keys = value if isinstance(value, dict) else vars(value)
+    return "paper" if "kind" in keys else "ours"
 
 
 class AdapterShape(_Part):
@@ -33,22 +79,31 @@ class AdapterShape(_Part):
 class AlignStage(_Part):
     """CTC of the read-out; the LLM's layers are not run."""
 
-    frames_per_batch: int
+    name: str
+    frames_per_batch: PositiveInt
+    corpora: dict[str, NonNegativeFloat] = {}
+    micro_batches: PositiveInt = 1
+    stop: Stopping | None = None
     schedule: Schedule
 
 
 class LanguageStage(_Part):
-    """Questions asked of the frozen LLM; trains what the schedule names: projector, or projector and adapter.
+    """Questions asked of the frozen LLM; trains what the schedule names: projector, adapter, or both.
 
-    questions: how many of each task are asked of a hearing on average. modes: shares of the hearings. mishearing:
-    dropout of a projector that does not learn, so that speech it knows by heart is misread as new speech is.
+    questions: how many of each task are asked of a hearing on average. modes: shares of the hearings. corpora: weights
+    of the manifests' sources, 1 where none is given. micro_batches: so many batches make a step. mishearing: dropout
+    of a projector that does not learn, so that speech it knows by heart is misread as new speech is.
     """
 
-    tokens_per_batch: int
-    ctc_weight: float
+    name: str
+    tokens_per_batch: PositiveInt
+    ctc_weight: float = 0.0
     mishearing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    questions: dict[Task, float]
-    modes: dict[Mode, float]
+    questions: dict[str, NonNegativeFloat]
+    modes: dict[Mode, NonNegativeFloat] = {"audio": 1.0}
+    corpora: dict[str, NonNegativeFloat] = {}
+    micro_batches: PositiveInt = 1
+    stop: Stopping | None = None
     schedule: Schedule
 
     @model_validator(mode="after")
@@ -58,20 +113,51 @@ class LanguageStage(_Part):
         return self
 
 
+def _kind_of(value: Any) -> str:
+    keys = value if isinstance(value, dict) else vars(value)
+    return "align" if "frames_per_batch" in keys else "ask"
+
+
 class Recipe(_Part):
+    """`parts` names a bundle whose frozen parts are used; or `encoder` and `llm` name them one by one."""
+
     name: str
-    parts: str
+    parts: str | None = None
+    encoder: EncoderChoice | None = None
+    llm: LanguageModelChoice | None = None
     seed: int
     manifests: list[str]
-    held_out_every: int
-    frame_passes: int
-    transcripts: int
-    projector: ProjectorShape
-    readout_tokens: int
+    held_out_every: PositiveInt
+    frame_passes: PositiveInt
+    cache_gigabytes: PositiveFloat | None = None
+    transcripts: int = 0
+    projector: Annotated[
+        Annotated[ProjectorShape, Tag("ours")] | Annotated[PaperShape, Tag("paper")], Discriminator(_shape_of)
+    ]
+    readout_tokens: int = 0
     adapter: AdapterShape
-    align: AlignStage
-    asr: LanguageStage
-    tasks: LanguageStage
+    precision: Precision = "bfloat16"
+    gradient_checkpointing: bool = False
+    stages: list[
+        Annotated[Annotated[AlignStage, Tag("align")] | Annotated[LanguageStage, Tag("ask")], Discriminator(_kind_of)]
+    ]
+
+    @property
+    def has_readout(self) -> bool:
+        """Whether the projector's embeddings can be read as tokens."""
+        return isinstance(self.projector, ProjectorShape)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.parts is None) == (self.encoder is None) or (self.encoder is None) != (self.llm is None):
+            raise ValueError("name the frozen parts by `parts`, a bundle, or by `encoder` and `llm`")
+        if self.has_readout != (self.readout_tokens > 0):
+            raise ValueError("`readout_tokens` goes with our projector, which has a read-out; the paper's has none")
+        if not self.has_readout and any(isinstance(stage, AlignStage) or stage.ctc_weight for stage in self.stages):
+            raise ValueError("the paper's projector has no read-out: leave out the align stage and `ctc_weight`")
+        if twice := [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]:
+            raise ValueError(f"two stages are called {twice[0]}; each has its own checkpoint, so name them apart")
+        return self
 
 
 def load_recipe(path: Path) -> Recipe:

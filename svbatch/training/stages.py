@@ -1,4 +1,4 @@
-"""Training from a recipe to a bundle: align, then asr, then tasks. Every step can be killed and run again."""
+"""Training by a recipe: its stages one after the other. Every step can be killed and run again."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -8,54 +8,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from accelerate import Accelerator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from svbatch.bundle import Bundle
-from svbatch.language.weights import add_adapter, load_base_model
-from svbatch.model import llm_folder, load_encoder, load_recogniser
-from svbatch.speech.projector import Projector, ProjectorConfig
+from svbatch.errors import TrainingError
+from svbatch.language.weights import load_base_model
+from svbatch.model import choose_device, frame_samples, llm_folder, load_encoder, load_recogniser, load_tokenizer
+from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.readout import Readout, spoken_form
-from svbatch.training.align import (
-    batches,
-    ctc_loss,
-    masked,
-    padded_frames,
-    posteriors,
-    scored_tokens,
-    stretched,
-)
-from svbatch.training.checkpoints import optimise
+from svbatch.training.align import Aligner, scored_tokens
+from svbatch.training.checkpoints import Validation, optimise
 from svbatch.training.data import Example, held_out, read_manifests
-from svbatch.training.frames import Clip, cached_frames
-from svbatch.training.questions import Questioner
-from svbatch.training.recipe import LanguageStage, Recipe
+from svbatch.training.frames import Heard, Listener, cached_frames
+from svbatch.training.questions import Question, Questioner
+from svbatch.training.recipe import AlignStage, LanguageStage, Recipe
+from svbatch.training.shape import make_projector, sized, with_adapter
 from svbatch.training.teach import Teacher
 from svbatch.training.transcripts import chosen, recognised
 
 log = logging.getLogger(__name__)
+VALIDATION_BATCHES = 16
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All examples of a recipe, and of those that are trained on and those held out the cached frames.
+    """All examples of a recipe, and of those that are trained on and those held out the clips.
 
-    `transcripts` are the recogniser's, by index of example.
+    `transcripts` are the recogniser's, by index of example. `listener` hears what is composed anew.
     """
 
     examples: list[Example]
-    clips: list[Clip]
-    held_out: list[Clip]
+    clips: list[Heard]
+    held_out: list[Heard]
     transcripts: dict[int, str]
+    listener: Listener
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The parts that learn, with what they are tied to."""
+    """The parts that learn, with what they are tied to. `readout` is None with the paper's projector."""
 
-    projector: Projector
-    readout: Readout
+    projector: Projector | ConvolutionalProjector
+    readout: Readout | None
     llm: Any
     tokenizer: Tokenizer
 
@@ -64,26 +60,49 @@ def train(recipe: Recipe, bundle: Bundle, data: Path, output: Path) -> Trained:
     """The trained parts, by the recipe's stages; `output` keeps checkpoints and metrics, and a second call goes on
     from them. `data` holds the recipe's manifests. Frames and transcripts are kept in the bundle's cache."""
     output.mkdir(parents=True, exist_ok=True)
-    corpus = read_corpus(recipe, bundle, data)
-    parts = build(recipe, bundle, corpus.examples)
-    _align(recipe, parts, corpus, output)
-    for name in ("asr", "tasks"):
-        stage: LanguageStage = getattr(recipe, name)
-        _teach(name, stage, recipe.seed, parts, corpus, output)
+    accelerator = Accelerator()
+    with accelerator.main_process_first():  # the others find what the first computed
+        corpus = read_corpus(recipe, bundle, data)
+        parts = build(recipe, bundle, corpus.examples)
+    parts.projector.to(accelerator.device)
+    parts.llm.to(accelerator.device)
+    if parts.readout is not None:
+        parts = replace(parts, readout=_moved(parts.readout, parts.projector, accelerator.device))
+    for stage in recipe.stages:
+        if isinstance(stage, AlignStage):
+            _align(stage, recipe, parts, corpus, output)
+        else:
+            _teach(stage, recipe, parts, corpus, output)
     return parts
+
+
+def _moved(readout: Readout, projector: nn.Module, device: torch.device) -> Readout:
+    scale: Any = projector.log_scale
+    return Readout(readout.token_ids, readout.embeddings.to(device), scale)
 
 
 def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
     """The recipe's manifests: frames and transcripts are computed where they are missing."""
     examples = read_manifests(data, recipe.manifests)
     aside = held_out(examples, every=recipe.held_out_every)
-    encoder = load_encoder(bundle, "cpu")
+    encoder = load_encoder(bundle, choose_device("auto"))
     encoder_id = bundle.manifest.files[bundle.manifest.encoder.graph].sha256
     cache = bundle.cache / "training"
-    clips = cached_frames(examples, encoder, encoder_id, cache, num_passes=recipe.frame_passes, seed=recipe.seed)
-    recogniser = load_recogniser(bundle, torch.float32, "cpu")
-    wanted = chosen(examples, size=recipe.transcripts, seed=recipe.seed)
-    transcripts = recognised(examples, wanted, encoder, recogniser, cache / "transcripts.jsonl")
+    clips, listener = cached_frames(
+        examples,
+        encoder,
+        encoder_id,
+        cache,
+        num_passes=recipe.frame_passes,
+        seed=recipe.seed,
+        frame_samples=frame_samples(bundle),
+        max_bytes=None if recipe.cache_gigabytes is None else round(recipe.cache_gigabytes * 1e9),
+    )
+    transcripts: dict[int, str] = {}
+    if recipe.transcripts:
+        recogniser = load_recogniser(bundle, torch.float32, "cpu")
+        wanted = chosen(examples, size=recipe.transcripts, seed=recipe.seed)
+        transcripts = recognised(examples, wanted, encoder, recogniser, cache / "transcripts.jsonl")
     for i, text in transcripts.items():
         if examples[i].text is None:
             examples[i] = replace(examples[i], text=text)
@@ -92,84 +111,127 @@ def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
         [clip for clip in clips if clip.example not in aside],
         [clip for clip in clips if clip.example in aside],
         transcripts,
+        listener,
     )
 
 
 def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Trained:
     """Untrained parts of the recipe's shapes, seeded."""
     torch.manual_seed(recipe.seed)
-    llm = load_base_model(llm_folder(bundle, torch.bfloat16), torch.bfloat16)
+    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+    llm = load_base_model(llm_folder(bundle, dtype), dtype)
     embeddings: Tensor = llm.get_input_embeddings().weight.detach()  # type: ignore[operator]
-    tokenizer = Tokenizer.from_file(str(bundle.path(bundle.manifest.llm.tokenizer)))
+    tokenizer = load_tokenizer(bundle)
+    adapted = with_adapter(llm, recipe.adapter)
+    mixes = recipe.encoder is not None and recipe.encoder.layers == "mix"
+    projector = make_projector(
+        recipe,
+        frame_width=bundle.manifest.encoder.width,
+        mixed_layers=_num_layers(recipe) if mixes else 1,
+        samples=frame_samples(bundle),
+        llm_width=embeddings.shape[1],
+    )
+    if recipe.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not isinstance(projector, Projector):
+        return Trained(projector, None, adapted, tokenizer)
     texts = [spoken_form(e.text) for e in examples if e.text and e.lang == "en"]
     token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
-    config = ProjectorConfig(
-        encoder_width=bundle.manifest.encoder.width,
-        llm_width=embeddings.shape[1],
-        **recipe.projector.model_dump(),
-    )
-    lora = LoraConfig(
-        r=recipe.adapter.rank,
-        lora_alpha=recipe.adapter.alpha,
-        target_modules=recipe.adapter.targets,
-        lora_dropout=0.0,
-    )
-    llm.requires_grad_(False)
-    adapted: Any = add_adapter(llm, lora)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    projector = Projector(config)
     readout = Readout(token_ids, embeddings[token_ids].float(), projector.log_scale)
     return Trained(projector, readout, adapted, tokenizer)
 
 
-def _align(recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None:
-    said = {
-        i: spoken_form(e.text or "")
-        for i, e in enumerate(corpus.examples)
-        if (e.text and e.lang == "en") or e.labels.get("speech") is False
-    }
-    clips = [clip for clip in corpus.clips if clip.example in said]
-    targets = {
-        i: torch.tensor(
-            parts.readout.classes(parts.tokenizer.encode(text, add_special_tokens=False).ids),
-            dtype=torch.long,
-        )
-        for i, text in said.items()
-    }
-    size = recipe.align.frames_per_batch
-    epochs: dict[int, list[list[int]]] = {}
-    per_epoch = len(batches(clips, frames_per_batch=size, seed=recipe.seed, epoch=0))
-
-    def losses(step: int) -> dict[str, Tensor]:
-        epoch = step // per_epoch
-        if epoch not in epochs:
-            epochs.clear()
-            epochs[epoch] = batches(clips, frames_per_batch=size, seed=recipe.seed, epoch=epoch)
-        batch = [clips[i] for i in epochs[epoch][step % per_epoch % len(epochs[epoch])]]
-        frames, lengths = stretched(*padded_frames(batch))
-        _, log_probs = posteriors(parts.projector, parts.readout, masked(frames, lengths), lengths)
-        return {"ctc": ctc_loss(log_probs, lengths, [targets[c.example] for c in batch])}
-
-    log.info("align: %d clips, %d steps an epoch", len(clips), per_epoch)
-    optimise("align", {"projector": parts.projector}, recipe.align.schedule, losses, output, seed=recipe.seed)
+def _num_layers(recipe: Recipe) -> int:
+    assert recipe.encoder is not None
+    return int(sized(recipe.encoder.config).num_hidden_layers)
 
 
-def _teach(name: str, stage: LanguageStage, seed: int, parts: Trained, corpus: Corpus, output: Path) -> None:
-    questioner = Questioner(corpus.examples, corpus.clips, corpus.transcripts, stage)
-    teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer)
+def _align(stage: AlignStage, recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None:
+    assert isinstance(parts.projector, Projector)
+    assert parts.readout is not None
+    learner, judge = (
+        Aligner(parts.projector, parts.readout, parts.tokenizer, corpus.examples, clips, stage, seed=recipe.seed)
+        for clips in (corpus.clips, corpus.held_out)
+    )
+    log.info("%s: %d clips, %d batches an epoch", stage.name, len(learner.clips), learner.per_epoch)
+    optimise(
+        stage.name,
+        {"projector": parts.projector},
+        stage.schedule,
+        learner.losses,
+        output,
+        seed=recipe.seed,
+        micro_batches=stage.micro_batches,
+        validation=_validation(stage, judge.losses, judge.per_epoch if judge.clips else 0),
+        describe=learner.describe,
+    )
+
+
+def _teach(stage: LanguageStage, recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None:
+    asker, judge = (
+        Questioner(corpus.examples, clips, corpus.transcripts, stage, corpus.listener)
+        for clips in (corpus.clips, corpus.held_out if stage.stop else corpus.clips)
+    )
+    teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer, precision=recipe.precision)
     modules: dict[str, nn.Module] = {"projector": parts.projector, "adapter": parts.llm}
     learning = {key: modules[key] for key in stage.schedule.learning_rate}
-    losses: Callable[[int], dict[str, Tensor]] = lambda step: teacher.losses(  # noqa: E731
-        questioner.draw(step, seed), ctc_weight=stage.ctc_weight
-    )
-    with nullcontext() if "projector" in learning else mishearing(parts.projector, stage.mishearing):
-        optimise(name, learning, stage.schedule, losses, output, seed=seed)
+    parts.llm.train(recipe.gradient_checkpointing or "adapter" in learning)
+
+    def losses(questioner: Questioner) -> Callable[[int], dict[str, Tensor]]:
+        return lambda batch: teacher.losses(questioner.draw(batch, recipe.seed), ctc_weight=stage.ctc_weight)
+
+    def describe(batch: int) -> str:
+        return f"batch {batch} of seed {recipe.seed} ({_names(asker.draw(batch, recipe.seed), corpus.examples)})"
+
+    with (
+        nullcontext() if "projector" in learning else mishearing(parts.projector, stage.mishearing),
+        nullcontext() if "adapter" in learning else frozen(parts.llm),
+    ):
+        optimise(
+            stage.name,
+            learning,
+            stage.schedule,
+            losses(asker),
+            output,
+            seed=recipe.seed,
+            micro_batches=stage.micro_batches,
+            validation=_validation(stage, losses(judge), VALIDATION_BATCHES),
+            describe=describe,
+        )
+
+
+def _names(questions: Sequence[Question], examples: Sequence[Example]) -> str:
+    """Files of a batch, for a person who looks for the odd one."""
+    return ", ".join(sorted({examples[question.clip.example].path.name for question in questions}))
+
+
+def _validation(
+    stage: AlignStage | LanguageStage, losses: Callable[[int], dict[str, Tensor]], num_batches: int
+) -> Validation | None:
+    if stage.stop is None:
+        return None
+    if not num_batches:
+        raise TrainingError(
+            f"stage {stage.name}: `stop` wants held-out examples; lower `held_out_every`, or leave it out"
+        )
+    return Validation(losses, min(VALIDATION_BATCHES, num_batches), stage.stop)
 
 
 @contextmanager
-def mishearing(projector: Projector, dropout: float) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of the module learns."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def mishearing(projector: nn.Module, dropout: float) -> Iterator[None]:
     """A frozen projector with another dropout: what it knows by heart is misread as new speech is."""
     layers = [module for module in projector.modules() if isinstance(module, nn.Dropout)]
     rates = [layer.p for layer in layers]

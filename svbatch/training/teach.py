@@ -2,72 +2,142 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from svbatch.speech.projector import Projector, num_embeddings
+from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.readout import Readout
 from svbatch.tasks import prompts
 from svbatch.training.align import ctc_loss, masked, padded_frames, posteriors, stretched
 from svbatch.training.questions import Question
+from svbatch.training.recipe import Precision
 
 
 class Teacher:
-    """Losses of a batch of questions. `llm` is transformers' decoder with a LoRA adapter from peft. A
-    projector whose parameters are frozen has no CTC loss."""
+    """Losses of a batch of questions. `llm` is transformers' model with a LoRA adapter from peft: a decoder alone,
+    which reads all questions of a hearing side by side, or one with an encoder, which reads each for itself. A
+    projector whose parameters are frozen has no CTC loss, nor has one without a read-out."""
 
-    def __init__(self, projector: Projector, readout: Readout, llm: nn.Module, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        projector: Projector | ConvolutionalProjector,
+        readout: Readout | None,
+        llm: Any,
+        tokenizer: Tokenizer,
+        *,
+        precision: Precision = "bfloat16",
+    ) -> None:
         self._projector = projector
         self._readout = readout
         self._llm = llm
         self._tokenizer = tokenizer
+        self._precision: Precision = precision
+        self._device: torch.device = llm.get_input_embeddings().weight.device
+        self._answered = encoder_decoder_answers if llm.config.is_encoder_decoder else decoder_answers
 
     def losses(self, questions: Sequence[Question], *, ctc_weight: float) -> dict[str, Tensor]:
         """`text` and `label`: cross-entropy per token of open and of closed answers, where any were asked; `ctc`: the
         read-out's, weighted, if the projector learns. Scalars with gradients."""
         frames, lengths = stretched(*padded_frames([q.clip for q in questions]))
-        frames = masked(frames, lengths)
-        speech, log_probs = posteriors(self._projector, self._readout, frames, lengths)
-        sizes = [
-            num_embeddings(length) if q.mode != "text" else 0
-            for q, length in zip(questions, lengths.tolist(), strict=True)
-        ]
+        frames, lengths = masked(frames, lengths).to(self._device), lengths.to(self._device)
+        num_embeddings = -(-lengths // self._projector.downsampling)
+        sizes = [0 if q.mode == "text" else size for q, size in zip(questions, num_embeddings.tolist(), strict=True)]
+        if self._readout is None or not isinstance(self._projector, Projector):
+            with self._autocast():
+                speech = self._projector(frames, lengths)
+            return self.answer_losses(questions, [speech[i, :size] for i, size in enumerate(sizes)])
+        speech, log_probs = posteriors(self._projector, self._readout, frames, lengths, self._precision)
         vectors = [self._readout.spoken(speech[i, :size], log_probs[i, :size]) for i, size in enumerate(sizes)]
         losses = self.answer_losses(questions, vectors)
-        if log_probs.requires_grad:
-            tokens = [self._tokenizer.encode(q.said, add_special_tokens=False).ids for q in questions]
+        rows = [i for i, question in enumerate(questions) if question.said is not None]
+        if ctc_weight and log_probs.requires_grad and rows:
+            tokens = [self._tokenizer.encode(questions[i].said or "", add_special_tokens=False).ids for i in rows]
             targets = [torch.tensor(self._readout.classes(ids), dtype=torch.long) for ids in tokens]
-            losses["ctc"] = ctc_weight * ctc_loss(log_probs, lengths, targets)
+            losses["ctc"] = ctc_weight * ctc_loss(log_probs[rows], num_embeddings[rows], targets)
         return losses
 
     def answer_losses(self, questions: Sequence[Question], speech: Sequence[Tensor]) -> dict[str, Tensor]:
         """`text` and `label` of `losses`, given each question's speech embeddings (K, E)."""
-        embed = self._llm.get_input_embeddings()  # type: ignore[operator]
-        prompts_of = [_laid_out(self._tokenizer, q, len(v)) for q, v in zip(questions, speech, strict=True)]
-        rows = [
-            torch.cat([embed(laid.before), vectors.to(embed.weight.dtype), embed(laid.after)])
-            for laid, vectors in zip(prompts_of, speech, strict=True)
-        ]
-        size = max(len(row) for row in rows)
-        mask = torch.stack([laid.mask(size) for laid in prompts_of])[:, None]
-        positions = nn.utils.rnn.pad_sequence([laid.positions for laid in prompts_of], batch_first=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            decoder = self._llm.get_base_model().get_decoder()  # type: ignore[operator]
-            hidden = decoder(
-                inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=False,
-            ).last_hidden_state
-            places = torch.cat([i * hidden.shape[1] + laid.answers - 1 for i, laid in enumerate(prompts_of)])
-            logits = hidden.flatten(0, 1)[places] @ embed.weight.T
-        ids = torch.cat([laid.answer_ids for laid in prompts_of])
-        each = nn.functional.cross_entropy(logits.float(), ids, reduction="none")
-        closed = torch.cat([laid.is_closed for laid in prompts_of])
+        with self._autocast():
+            each, closed = self._answered(self._llm, self._tokenizer, questions, speech)
         kinds = {"text": each[~closed], "label": each[closed]}
         return {kind: losses.mean() for kind, losses in kinds.items() if len(losses)}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bfloat16")
+
+
+def encoder_decoder_answers(
+    llm: Any, tokenizer: Tokenizer, questions: Sequence[Question], speech: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every token of the answers, (N,), and whether it is a closed answer's, (N,) bool.
+
+    The encoder reads [speech embeddings][transcript][instruction] of each pair, the decoder says the answer.
+    """
+    embed = llm.get_input_embeddings()
+    rows, answers, closed = [], [], []
+    for question, vectors in zip(questions, speech, strict=True):
+        told = [] if question.transcript is None else prompts.transcript_ids(tokenizer, question.transcript)
+        opening = prompts.opening_ids(tokenizer)
+        for pair in question.pairs:
+            asked = told + prompts.question_ids(tokenizer, pair.instruction)
+            rows.append(torch.cat([_embedded(embed, opening), vectors.to(embed.weight.dtype), _embedded(embed, asked)]))
+            answers.append(torch.tensor(prompts.answer_ids(tokenizer, pair.answer), device=vectors.device))
+            closed.append(torch.full((len(answers[-1]),), pair.is_closed, device=vectors.device))
+    lengths = torch.tensor([len(row) for row in rows], device=embed.weight.device)
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    said = nn.utils.rnn.pad_sequence(answers, batch_first=True)
+    before = torch.cat([torch.full_like(said[:, :1], llm.config.decoder_start_token_id), said[:, :-1]], dim=1)
+    logits = llm.get_base_model()(
+        inputs_embeds=padded,
+        attention_mask=torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None],
+        decoder_input_ids=before,
+        use_cache=False,
+    ).logits
+    ends = torch.tensor([len(answer) for answer in answers], device=lengths.device)
+    real = torch.arange(said.shape[1], device=lengths.device) < ends[:, None]
+    each = nn.functional.cross_entropy(logits[real].float(), said[real], reduction="none")
+    return each, torch.cat(closed)
+
+
+def decoder_answers(
+    llm: Any, tokenizer: Tokenizer, questions: Sequence[Question], speech: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `encoder_decoder_answers`. All pairs of a hearing follow one prefix, and none sees another."""
+    embed = llm.get_input_embeddings()
+    device = embed.weight.device
+    prompts_of = [_laid_out(tokenizer, q, len(v)) for q, v in zip(questions, speech, strict=True)]
+    rows = [
+        torch.cat([embed(laid.before.to(device)), vectors.to(embed.weight.dtype), embed(laid.after.to(device))])
+        for laid, vectors in zip(prompts_of, speech, strict=True)
+    ]
+    size = max(len(row) for row in rows)
+    mask = torch.stack([laid.mask(size) for laid in prompts_of])[:, None]
+    positions = nn.utils.rnn.pad_sequence([laid.positions for laid in prompts_of], batch_first=True)
+    hidden = (
+        llm.get_base_model()
+        .get_decoder()(
+            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            use_cache=False,
+        )
+        .last_hidden_state
+    )
+    places = torch.cat([i * hidden.shape[1] + laid.answers - 1 for i, laid in enumerate(prompts_of)])
+    logits = llm.get_output_embeddings()(hidden.flatten(0, 1)[places.to(device)])
+    ids = torch.cat([laid.answer_ids for laid in prompts_of]).to(device)
+    each = nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+    return each, torch.cat([laid.is_closed for laid in prompts_of]).to(device)
+
+
+def _embedded(embed: nn.Module, ids: Sequence[int]) -> Tensor:
+    weight: Any = embed.weight
+    vectors: Tensor = embed(torch.tensor(ids, dtype=torch.int64, device=weight.device))
+    return vectors
 
 
 @dataclass(frozen=True)

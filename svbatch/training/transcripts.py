@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from svbatch.corpus.decode import SAMPLE_RATE_HZ
 from svbatch.onnx import OnnxSession
 from svbatch.speech.encoder import encode
 from svbatch.speech.recogniser import Recogniser
-from svbatch.training.data import MAX_SECONDS, Example, read_waveform
+from svbatch.training.data import Example, fits, waveform_of
 
 BATCH = 8
 
@@ -33,18 +32,18 @@ def recognised(
         lines = cache.read_text(encoding="utf-8").splitlines(keepends=True)
         done = dict(json.loads(line) for line in lines if line.endswith("\n"))
         cache.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
-    missing = [i for i in indices if str(examples[i].path) not in done]
+    missing = [i for i in indices if examples[i].key not in done]
     with cache.open("a", encoding="utf-8") as file:
         for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
             batch = missing[start : start + BATCH]
-            sounds = [read_waveform(examples[i].path) for i in batch]
-            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if 0 < len(s) <= MAX_SECONDS * SAMPLE_RATE_HZ]
+            sounds = [waveform_of(examples[i]) for i in batch]
+            fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if fits(len(s))]
             frames = torch.from_numpy(encode(encoder, [sound for _, sound in fitting]))
             for (i, _), transcript in zip(fitting, recogniser.transcribe(frames), strict=True):
-                done[str(examples[i].path)] = transcript.text
-                file.write(json.dumps([str(examples[i].path), transcript.text], ensure_ascii=False) + "\n")
+                done[examples[i].key] = transcript.text
+                file.write(json.dumps([examples[i].key, transcript.text], ensure_ascii=False) + "\n")
             file.flush()
-    return {i: done[str(examples[i].path)] for i in indices if str(examples[i].path) in done}
+    return {i: done[examples[i].key] for i in indices if examples[i].key in done}
 
 
 def chosen(examples: Sequence[Example], *, size: int, seed: int) -> list[int]:

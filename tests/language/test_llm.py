@@ -11,6 +11,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from svbatch.errors import BundleError
@@ -91,7 +93,8 @@ def test_an_adapter_of_another_llm_is_refused_by_the_tensor_that_does_not_fit(fo
 
 
 @pytest.mark.parametrize(
-    ("config_type", "model_type"), [(Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)]
+    ("config_type", "model_type"),
+    [(Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM), (SmolLM3Config, SmolLM3ForCausalLM)],
 )
 def test_other_decoders_with_full_attention_score_as_a_plain_forward_pass(config_type, model_type, segments):
     torch.manual_seed(0)
@@ -105,6 +108,7 @@ def test_other_decoders_with_full_attention_score_as_a_plain_forward_pass(config
         head_dim=16,
         initializer_range=0.2,
         tie_word_embeddings=False,
+        **({"pad_token_id": 0, "no_rope_layers": [1, 0]} if config_type is SmolLM3Config else {}),
     )
     model = model_type(config).eval()
     instruction = model.get_input_embeddings()(torch.tensor([11, 12, 21]))
@@ -115,11 +119,11 @@ def test_other_decoders_with_full_attention_score_as_a_plain_forward_pass(config
     torch.testing.assert_close(score, plain[0, 21] + plain[1, 22], atol=1e-4, rtol=0)
 
 
-def test_an_llm_with_sliding_windows_is_refused_with_the_types_that_work():
+def test_an_llm_with_sliding_windows_is_refused_with_kinds_that_work():
     config = MistralConfig(
         vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    with pytest.raises(BundleError, match=r"mistral model.*llama, qwen2, qwen3"):
+    with pytest.raises(BundleError, match=r"mistral model with sliding_window.*Llama, Qwen2, Qwen3"):
         DecoderOnly(MistralForCausalLM(config))
 
 

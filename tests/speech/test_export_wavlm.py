@@ -1,4 +1,4 @@
-"""Exported WavLM and HuBERT graphs against the models themselves, tiny and random, group and layer norm."""
+"""Exported wav2vec 2.0, WavLM and HuBERT graphs against the models themselves, tiny, random, group and layer norm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import (
+    BertConfig,
+    BertModel,
     HubertConfig,
     HubertModel,
     PreTrainedModel,
@@ -38,6 +40,7 @@ LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias"
 MODELS = {
     "wavlm-base": (WavLMModel, WavLMConfig(**TINY, **BASE), False),
     "wavlm-large": (WavLMModel, WavLMConfig(**TINY, **LARGE), True),
+    "wav2vec2-large": (Wav2Vec2Model, Wav2Vec2Config(**TINY, **LARGE), True),
     "hubert-base": (HubertModel, HubertConfig(**TINY, **BASE), True),
     "hubert-large": (HubertModel, HubertConfig(**TINY, **LARGE, conv_pos_batch_norm=True), True),
 }
@@ -180,11 +183,12 @@ def test_a_model_of_another_rate_is_refused(tmp_path):
 
 
 def test_a_model_of_another_kind_is_refused_by_its_name(tmp_path):
-    model = Wav2Vec2Model(Wav2Vec2Config(**TINY))
-    with pytest.raises(BundleError, match="Wav2Vec2Model is no encoder of Whisper, WavLM or HuBERT"):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertModel(BertConfig(vocab_size=30, **sizes))
+    with pytest.raises(BundleError, match="BertModel is no speech encoder that is known here: Whisper, wav2vec"):
         export_encoder(model, tmp_path / "encoder.onnx")
     model.save_pretrained(tmp_path)
-    with pytest.raises(BundleError, match="a model of type wav2vec2; export takes whisper, wavlm, hubert"):
+    with pytest.raises(BundleError, match="BertModel is no speech encoder that is known here"):
         load_encoder_to_export(str(tmp_path))
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from svbatch.onnx import OnnxSession
-from svbatch.speech.projector import Projector, ProjectorConfig, num_embeddings
+from svbatch.speech.projector import ConvolutionalProjector, LayerMix, Projector, ProjectorConfig, num_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,25 @@ def test_the_graph_reads_the_bundles_weights_and_repeats_none_of_them(tiny_bundl
     assert b"projector.safetensors" in graph.read_bytes()
     assert load_file(weights)["output.weight"].dtype == torch.float16
     assert load_file(weights)["output.weight"].numpy().tobytes() not in graph.read_bytes()
+
+
+def test_a_layer_mix_is_the_mean_of_the_layers_each_times_its_weight():
+    mix = LayerMix(3)
+    mix.weights.data = torch.tensor([1.0, 0.0, 2.0])
+    layers = torch.randn(3, 2, 5, 4)
+    expected = (layers[0] + 2 * layers[2]) / 3
+    torch.testing.assert_close(mix(torch.cat([*layers], dim=2)), expected)
+
+
+@pytest.mark.parametrize(("strides", "mixed_layers"), [((2, 2), 1), ((2, 1), 3), ((1, 1), 1)])
+def test_the_papers_projector_pads_without_a_trace_and_keeps_its_rate(strides, mixed_layers):
+    torch.manual_seed(0)
+    projector = ConvolutionalProjector(encoder_width=6, llm_width=8, strides=strides, mixed_layers=mixed_layers)
+    rows = [torch.randn(length, 6 * mixed_layers) for length in (9, 23)]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0)
+    with torch.inference_mode():
+        together = projector(padded, torch.tensor([9, 23]))
+        for row, embeddings in zip(rows, together, strict=True):
+            alone = projector(row[None], torch.tensor([len(row)]))[0]
+            assert len(alone) == num_embeddings(len(row), projector.downsampling)
+            torch.testing.assert_close(embeddings[: len(alone)], alone)

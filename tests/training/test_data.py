@@ -5,8 +5,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from svbatch.corpus.recording import EPOCH, Recording
 from svbatch.errors import TrainingError
-from svbatch.training.data import Example, augmented, held_out, iter_waveforms, read_manifest, read_waveform
+from svbatch.training.data import (
+    Example,
+    Waveforms,
+    augmented,
+    example_of,
+    fits,
+    held_out,
+    read_manifest,
+    read_manifests,
+    read_waveform,
+)
 
 
 def write(folder: Path, *lines: object) -> Path:
@@ -57,10 +68,28 @@ def test_waveforms_are_mono_at_16_khz_and_those_that_fit_no_window_are_left_out(
     for name, samples in sounds.items():
         soundfile.write(tmp_path / name, samples, 8_000)
     soundfile.write(tmp_path / "nothing.wav", np.zeros(1), 96_000)
-    read = dict(iter_waveforms([Example(tmp_path / name) for name in [*sounds, "nothing.wav"]]))
-    assert list(read) == [0]
+    read = Waveforms([Example(tmp_path / name) for name in [*sounds, "nothing.wav"]], [0, 1, 2])
+    assert [fits(len(waveform)) for waveform in read] == [True, False, False]
     assert read[0].shape == (16_000,)
     assert read[0].dtype == np.float32
+
+
+def test_a_recording_of_another_manifest_brings_its_transcript_and_labels(tmp_path):
+    metadata = {"speaker": "s1", "source": "calls", "lang": "en", "emotion": "sad", "speech": "False", "age": ""}
+    recording = Recording("/c/a.wav#t=1,2", tmp_path / "a.wav", 9, EPOCH, reference="Hi", metadata=metadata)
+    example = example_of(recording)
+    assert (example.text, example.speaker, example.source, example.lang) == ("Hi", "s1", "calls", "en")
+    assert example.labels == {"emotion": "sad", "speech": False}
+    assert example.is_silent
+    assert example.key == recording.uri
+
+
+def test_a_corpus_of_a_job_is_training_data_too(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8_000)
+    write(tmp_path, {"audio": "a.wav", "text": "hi"})
+    examples = read_manifests(tmp_path, ["train.jsonl", "a.wav"])
+    assert [example.text for example in examples] == ["hi", None]
+    assert [len(waveform) for waveform in Waveforms(examples, [0, 1])] == [1_600, 1_600]
 
 
 def test_a_recording_that_a_run_would_not_read_is_named(tmp_path):

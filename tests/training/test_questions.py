@@ -6,7 +6,8 @@ import pytest
 from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import Schedule
 from svbatch.training.data import Example
-from svbatch.training.frames import Clip
+from svbatch.training.frames import Clip, Listener, LiveClip
+from svbatch.training.known import known_answers
 from svbatch.training.questions import Question, Questioner, lookalikes
 from svbatch.training.recipe import LanguageStage
 
@@ -21,6 +22,7 @@ TEXTS = [
 
 def stage(**changes: object) -> LanguageStage:
     settings = {
+        "name": "tasks",
         "tokens_per_batch": 600,
         "ctc_weight": 0.3,
         "questions": {"keyword_search": 5.0},
@@ -104,6 +106,100 @@ def test_a_stage_that_its_data_cannot_answer_is_refused(examples, clips):
         questioner(examples, clips[:5], questions={"speech_activity": 1.0})
     with pytest.raises(TrainingError, match="`lang: en`"):
         questioner(examples, clips[5:])
+
+
+@pytest.fixture
+def labelled() -> list[Example]:
+    """Speakers with labels: one emotion is rare."""
+    emotions = ["happy"] * 18 + ["sad"] * 2
+    return [
+        Example(
+            Path(f"{i}.wav"),
+            text=TEXTS[i % 5],
+            lang="en",
+            speaker=f"s{i % 4}",
+            source=f"c{i % 2}",
+            labels={"emotion": emotion, "slots": {"dish": "soup"} if i % 2 else {}, "translation": {"German": "Hallo"}},
+        )
+        for i, emotion in enumerate(emotions)
+    ]
+
+
+def asked_of(examples: list[Example], steps: int = 30, listener: Listener | None = None, **changes) -> list[Question]:
+    clips = [Clip(i, Path("shard.npy"), 0, 100) for i in range(len(examples))]
+    asker = Questioner(examples, clips, {}, stage(modes={"audio": 1.0}, **changes), listener)
+    return drawn(asker, steps)
+
+
+def test_a_label_is_the_answer_and_a_rare_one_is_asked_as_often(labelled):
+    questions = asked_of(labelled, questions={"emotion": 1.0})
+    for question in questions:
+        [pair] = question.pairs
+        assert (pair.answer, pair.is_closed) == (labelled[question.clip.example].labels["emotion"], True)
+    answers = [question.pairs[0].answer for question in questions]
+    assert 0.4 < answers.count("sad") / len(answers) < 0.6
+
+
+def test_slots_and_translations_are_asked_where_they_are_known(labelled):
+    questions = asked_of(labelled, questions={"slots": 1.0, "translation": 1.0})
+    pairs = [(labelled[q.clip.example], pair) for q in questions for pair in q.pairs]
+    slots = [(example.labels["slots"], pair) for example, pair in pairs if pair.answer != "Hallo"]
+    assert {pair.answer for said, pair in slots if said} == {"dish = soup"}
+    assert {pair.answer for said, pair in slots if not said} == {"none"}
+    assert any("dish" in pair.instruction for _, pair in slots)
+    assert any("German" in pair.instruction for _, pair in pairs)
+    assert not any(pair.is_closed for _, pair in pairs)
+
+
+def test_language_comes_from_lang_and_labels_of_another_set_are_not_asked():
+    examples = [
+        Example(Path("a.wav"), lang="de-AT", labels={"emotion": "bored"}),
+        Example(Path("b.wav"), lang="en", labels={"emotion": "sad"}),
+    ]
+    assert {i: known[0].answer for i, known in known_answers("language", examples).items()} == {
+        0: "german",
+        1: "english",
+    }
+    assert list(known_answers("emotion", examples)) == [1]
+
+
+def test_a_sound_asked_of_alone_is_not_asked_of_beside_a_transcript(labelled):
+    clips = [Clip(i, Path("shard.npy"), 0, 100) for i in range(len(labelled))]
+    transcripts = dict.fromkeys(range(len(labelled)), "hello")
+    modes = {"audio": 0.5, "both": 0.5}
+    asker = Questioner(labelled, clips, transcripts, stage(modes=modes, questions={"emotion": 1.0, "slots": 1.0}))
+    for question in drawn(asker, 30):
+        emotions = [pair for pair in question.pairs if pair.answer in ("happy", "sad")]
+        assert not emotions or question.mode == "audio"
+
+
+def test_one_speaker_or_two_composed_of_different_ones(labelled):
+    listener = Listener(labelled, None, 320, [])
+    questions = asked_of(labelled, questions={"speaker_count": 1.0}, listener=listener)
+    answers = [question.pairs[0].answer for question in questions]
+    assert 0.35 < answers.count("two") / len(answers) < 0.65
+    for question, answer in zip(questions, answers, strict=True):
+        assert isinstance(question.clip, LiveClip) == (answer == "two")
+        if isinstance(question.clip, LiveClip):
+            other, _ = question.clip.other
+            assert labelled[other].speaker != labelled[question.clip.example].speaker
+            assert question.said is None
+
+
+def test_a_corpus_is_heard_as_often_as_its_weight_says(labelled):
+    questions = asked_of(labelled, questions={"asr": 1.0}, corpora={"c0": 3.0, "c1": 1.0})
+    heard = [labelled[question.clip.example].source for question in questions]
+    assert 0.65 < heard.count("c0") / len(heard) < 0.85
+    assert {labelled[q.clip.example].source for q in asked_of(labelled, corpora={"c0": 0.0})} == {"c1"}
+
+
+def test_what_no_label_answers_is_refused_by_its_task(labelled):
+    with pytest.raises(TrainingError, match="no example has an answer to accent; add its label"):
+        asked_of(labelled, questions={"accent": 1.0})
+    with pytest.raises(TrainingError, match="moood is no task of the library; name one of accent, asr"):
+        asked_of(labelled, questions={"moood": 1.0})
+    with pytest.raises(TrainingError, match="two `speaker`s"):
+        asked_of(labelled[:1], questions={"speaker_count": 1.0})
 
 
 def test_lookalikes_share_letters_and_never_are_the_word_itself():
