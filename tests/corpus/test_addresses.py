@@ -271,9 +271,7 @@ def test_a_file_that_a_site_has_not_is_missing(site: Server) -> None:
         ("https://host/calls.tar.gz", "a compressed tar cannot be read in place; write it as .tar, or unpack it"),
     ],
 )
-def test_an_address_that_cannot_be_read_is_refused(
-    entry: str, why: str, site: Server, tmp_path: Path
-) -> None:
+def test_an_address_that_cannot_be_read_is_refused(entry: str, why: str, site: Server, tmp_path: Path) -> None:
     if entry.endswith(".tar.gz"):
         entry = f"{url(site)}/calls.tar.gz"
         (tmp_path / "site" / "calls.tar.gz").touch()
