@@ -252,5 +252,5 @@ def test_links_and_manifests_lead_out_only_if_the_job_says_so(job_file):
     assert load_job(job_file(WHOLE)).follow_outside is False
     assert load_job(job_file(WHOLE + "follow_outside: true\n")).follow_outside is True
     assert problems(job_file(WHOLE + "follow_outside: 1\n")) == [
-        "job.yaml, line 8: `follow_outside` must be true or false"
+        "job.yaml, line 8: `follow_outside` is 1: input should be a valid boolean"
     ]
