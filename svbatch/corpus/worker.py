@@ -77,8 +77,9 @@ class Worker:
         """Kills the process, now and if one is just being started; from any thread."""
         with self._lock:
             self._is_stopped = True
-            if self._process:
-                self._process.kill()
+            process = self._process  # another thread may be ending it
+        if process:
+            process.kill()
 
     def end(self) -> str:
         """Kills the process and says how it had ended before, if it had."""
