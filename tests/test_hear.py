@@ -68,6 +68,7 @@ def test_words_have_times_of_the_recording_and_keep_their_spelling(hearings, tin
 )
 def test_read_out_and_recogniser_together_say_whether_anyone_speaks(hearings, text, doubt, read, has_speech):
     transcript = Transcript(text, [], 0.0, "stop", doubt)
-    heard = replace(hearings[0], read=read, transcript=transcript)
+    readings = replace(hearings[0].readings, ids=read)
+    heard = replace(hearings[0], readings=readings, transcript=transcript)
     assert heard.has_speech == has_speech
     assert heard.text == (text if has_speech else "")

@@ -40,15 +40,15 @@ class ReadPrefix:
 
 def _unlike(model: PreTrainedModel) -> str:
     """What of the model is not covered here, in words; empty if all is."""
-    config: Any = model.config
+    llm: Any = model  # transformers types its models in part
+    config = llm.config
     found = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         found.append("sliding_window")
     found += [name for name in SCALED if getattr(config, name, None) not in (None, 1.0, False)]
-    output: Any = model.get_output_embeddings()
-    if getattr(output, "bias", None) is not None:
+    if getattr(llm.get_output_embeddings(), "bias", None) is not None:
         found.append("a bias on its output layer")
-    layers: Any = getattr(model.get_decoder(), "layers", None)
+    layers = getattr(llm.get_decoder(), "layers", None)
     if layers is None or not hasattr(layers[0], "self_attn") or not hasattr(layers[0].self_attn, "head_dim"):
         found.append("layers of another kind")
     return ", ".join(found)

@@ -24,10 +24,11 @@ def load_encoder_to_export(source: str) -> tuple[PreTrainedModel, bool]:
         raise BundleError(
             f"{source}: no folder with a config.json; give a model's folder in transformers' format, or {HUB}OWNER/NAME"
         )
+    kinds: Any = AutoModel
     try:
         with torch.device("meta"):  # its kind shows before its weights are read
-            encoder_of(AutoModel.from_config(AutoConfig.from_pretrained(name)))
-        model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            encoder_of(kinds.from_config(AutoConfig.from_pretrained(name)))
+        model, report = kinds.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         encoder = encoder_of(model)
         extractor: Any = AutoFeatureExtractor
         normalise = kind_of(encoder) == "convolutional" and extractor.from_pretrained(name).do_normalize

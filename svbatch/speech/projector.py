@@ -42,8 +42,9 @@ class LayerMix(nn.Module):
         self.weights = nn.Parameter(torch.ones(num_layers))
 
     def forward(self, frames: Tensor) -> Tensor:
-        layers = frames.unflatten(2, (len(self.weights), -1))
-        return (layers * self.weights[:, None]).mean(dim=2)
+        layers = torch.unflatten(frames, 2, (len(self.weights), -1))
+        mixed: Tensor = (layers * self.weights[:, None]).mean(dim=2)
+        return mixed
 
 
 class ConvolutionalProjector(nn.Module):

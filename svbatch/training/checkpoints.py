@@ -162,7 +162,7 @@ def _backward(batches: Sequence[int], losses: Losses, seed: int, micro_batches: 
     for batch in batches:
         torch.manual_seed(seed * 1_000_003 + batch)
         parts = losses(batch)
-        (torch.stack(list(parts.values())).sum() / micro_batches).backward()
+        (torch.stack(list(parts.values())).sum() / micro_batches).backward()  # type: ignore[no-untyped-call]
         found.append({key: value.detach() for key, value in parts.items()})
     return found
 
@@ -273,7 +273,7 @@ def _board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:

@@ -74,7 +74,8 @@ class Listener:
     def frames(self, sound: NDArray[np.float32]) -> NDArray[np.float16]:
         """(T, D) float16 of (S,) samples, cut to the window."""
         sound = sound[:WINDOW_SAMPLES]
-        return encode(self.encoder, [sound])[0][: num_frames(len(sound), self.frame_samples)].astype(np.float16)
+        frames: NDArray[np.float16] = encode(self.encoder, [sound])[0].astype(np.float16)
+        return frames[: num_frames(len(sound), self.frame_samples)]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def frozen_parts(recipe: Recipe, base: Path, folder: Path, cache: Path | None) -
         folder.mkdir(parents=True, exist_ok=True)
         encoder = _write_encoder(recipe.encoder, base, folder)
         llm, fetched = _take_llm(recipe.llm, base, folder, cache_dir(cache))
-        fields = {
+        fields: dict[str, Any] = {
             "name": f"{recipe.name}-parts",
             "version": "1",
             "description": f"the frozen parts of {recipe.name}: {recipe.encoder.source}, {recipe.llm.source}",

@@ -141,8 +141,8 @@ class Questioner:
         pools = self._led[lead]
         clip = self._near(pools[sorted(pools)[int(random.integers(len(pools)))]], quantile, random)
         known = self._known[lead][clip.example][0]
-        modes = self._stage.modes if clip.example in self._transcripts else {"audio": 1.0}
-        mode: Mode = "audio" if mode_of(known.task) == "audio" else _choice(dict(modes), random)
+        is_sound = mode_of(known.task) == "audio" or clip.example not in self._transcripts
+        mode: Mode = "audio" if is_sound else _choice(self._stage.modes, random)
         return self._asked(clip, mode, lead, random)
 
     def _asked(self, clip: Heard, mode: Mode, lead: str | None, random: np.random.Generator) -> Question:

@@ -26,9 +26,10 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
     """
     if recipe.encoder is None or recipe.llm is None:
         raise TrainingError(f"recipe {recipe.name}: its parts come from the bundle {recipe.parts}; no sizes to build")
+    kinds: Any = AutoModel
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' remarks on configs, which are ours
-        encoder = encoder_of(AutoModel.from_config(sized(recipe.encoder.config)))
+        encoder = encoder_of(kinds.from_config(sized(recipe.encoder.config)))
         llm = unfilled_llm(recipe.llm.config)
         mixed = encoder.config.num_hidden_layers if recipe.encoder.layers == "mix" else 1
         projector = make_projector(

@@ -132,6 +132,6 @@ def paper_recipe() -> Callable[..., Path]:
     return write_recipe
 
 
-@pytest.fixture(scope="session", params=["wavlm", "bestrq"])
+@pytest.fixture(scope="session", params=[pytest.param("wavlm", marks=pytest.mark.slow), "bestrq"])
 def paper(request, spoken, tmp_path_factory) -> Paper:
     return Paper(write_recipe(tmp_path_factory.mktemp(request.param), request.param), spoken)
