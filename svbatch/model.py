@@ -27,8 +27,8 @@ RULE = 1  # of how weights are laid down in the cache; another rule, another fol
 
 @dataclass(frozen=True)
 class Model:
-    """What annotate needs of a bundle. `voice_activity`, `recogniser` and `readout` are None where the bundle has none. `frame_samples`:
-    samples of sound in one frame of the encoder."""
+    """What annotate needs of a bundle. `voice_activity`, `recogniser` and `readout` are None where the bundle has none.
+    `frame_samples`: samples of sound in one frame of the encoder."""
 
     encoder: OnnxSession
     voice_activity: OnnxSession | None
