@@ -36,11 +36,9 @@ def content_of(recording: Recording) -> bytes:
         content, status = _read_local(recording, source, start)
     else:
         content, status = _read_remote(recording, source, start)
-    is_known = _is_size_known(recording)
     can_tell = isinstance(source, LocalFile) or recording.etag is not None or recording.modified_at != EPOCH
-    if (can_tell and not _is_as_listed(recording, whole_bytes, status)) or (
-        is_known and len(content) != recording.size_bytes
-    ):
+    is_same = not can_tell or _is_as_listed(recording, whole_bytes, status)
+    if not is_same or (_is_size_known(recording) and len(content) != recording.size_bytes):
         raise _failure(recording, "changed", "has changed since it was listed; run again when it is complete")
     if len(content) > MAX_BYTES:
         raise _too_large(recording)

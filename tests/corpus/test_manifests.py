@@ -365,7 +365,7 @@ def test_a_uri_of_a_table_names_its_recording_again(tmp_path: Path) -> None:
     assert "names a member of a tar" in wrong(tmp_path / "a.jsonl", '{"uri": "a.tar!/b.wav"}')[0]
 
 
-# What a path can hold below the manifest's folder: no NUL, no part that goes up, no address, nothing absolute.
+# What a path can hold below the manifest's folder: no NUL, no part that goes up, nothing that is an address.
 parts = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
     lambda part: part not in (".", "..")
 )

@@ -63,7 +63,7 @@ def test_a_sample_is_scanned_and_each_is_accounted_for(hostile, tmp_path):
 def test_good_recordings_are_decoded_as_without_the_broken_ones(hostile):
     recordings = list(iter_recordings([str(hostile.broken[0].parent), str(hostile.good[0].parent)], Path("/")))
     with decoding(recordings, "mix", num_workers=2, limits=Limits(silence_s=30)) as decoded:
-        found = dict(zip((recording.path for recording in recordings), decoded, strict=True))
+        found = dict(zip((recording.location.path for recording in recordings), decoded, strict=True))
     for path in hostile.good:
         audio = found[path]
         assert isinstance(audio, Audio)
@@ -95,7 +95,7 @@ def test_files_that_vanish_or_change_between_listing_and_reading_are_failures(tm
     (tmp_path / "now-a-folder.wav").mkdir()
     with decoding(recordings, "mix", num_workers=1) as decoded:
         codes = {
-            recording.path.stem: each.code if isinstance(each, RecordingError) else None
+            recording.location.path.stem: each.code if isinstance(each, RecordingError) else None
             for recording, each in zip(recordings, decoded, strict=True)
         }
     assert codes == {
