@@ -19,7 +19,7 @@ from svbatch.tables.store import Store
 def estimate(job: Job, *, cache: Path | None, selection: Selection, retry_failures: bool) -> str:
     """Lines for a person: recordings, hours, questions, time."""
     bundle = find_bundle(job.bundle, cache=cache)
-    store = Store(job.output, is_read_only=True)
+    store = Store(job.output, make=False) if job.output.exists() else None
     counts: Counter[str] = Counter()
     plan = open_plan(job, bundle, store, selection, counts, retry_failures=retry_failures)
     num_recordings = num_questions = num_unknown = 0
@@ -37,7 +37,7 @@ def estimate(job: Job, *, cache: Path | None, selection: Selection, retry_failur
     ]
     if num_unknown:
         lines.append(f"of unknown length: {num_unknown} recordings, not in the hours")
-    speed = _speed(store)
+    speed = None if store is None else _speed(store)
     if num_recordings and speed is not None:
         lines.append(f"time: about {audio_seconds / speed / 60:.1f} minutes, by earlier runs with this output")
     elif num_recordings:

@@ -46,7 +46,7 @@ def write_metrics(path: Path, job: Job, outcome: Outcome) -> None:
 
 def _last_success(job: Job) -> float | None:
     last: float | None = None
-    for batch in Store(job.output, is_read_only=True).iter_rows("runs", ["exit_code", "ended_at"]):
+    for batch in Store(job.output, make=False).iter_rows("runs", ["exit_code", "ended_at"]):
         ended = pc.max(batch.filter(pc.equal(batch["exit_code"], int(ExitCode.ANSWERED)))["ended_at"]).as_py()
         if ended is not None:
             last = max(last or 0.0, ended.timestamp())

@@ -145,10 +145,10 @@ def run(
     bundle = find_bundle(job.bundle, cache=cache)
     schemas = {task.name: arrow_schema(contract_of(task)) for task in job.tasks}
     store = Store(job.output)
-    is_alone = selection.shard is None
-    with store.lock(shard=selection.shard), SignalStop() as stop:
+    shard = "{}/{}".format(*selection.shard) if selection.shard else None
+    with store.lock(shard=shard), SignalStop() as stop:
         store.prepare(schemas)
-        if is_alone:
+        if shard is None:
             store.tidy()
         tally = Tally()
         plan = open_plan(job, bundle, store, selection, tally.counts, retry_failures=retry_failures)
@@ -167,7 +167,7 @@ def run(
             log.error("%s", outcome.ended[1])
         with stop.committing():
             store.append_run(_run_row(job, bundle, outcome))
-            if is_alone:
+            if shard is None:
                 store.tidy()
     return outcome
 
@@ -183,14 +183,18 @@ class OpenPlan:
 
 
 def open_plan(
-    job: Job, bundle: Bundle, store: Store, selection: Selection, counts: Counter[str], *, retry_failures: bool
+    job: Job, bundle: Bundle, store: Store | None, selection: Selection, counts: Counter[str], *, retry_failures: bool
 ) -> OpenPlan:
-    """What of the job is to be asked; nothing is written. `counts` goes up as the batches are taken."""
+    """What of the job is to be asked, all of it where there is no output yet; nothing is written. `counts` goes up as
+    the batches are taken."""
     versions = {task.name: task_version(task, bundle.id, ANSWER_SETTINGS) for task in job.tasks}
-    keys = [task_key(task, versions) for task in job.tasks]
-    retry = _failed_keys(store, keys) if retry_failures else {}
-    selection = replace(selection, forgotten=store.forgotten(), retry=retry)
-    held = read_recorded(store.iter_rows("recordings", COLUMNS))
+    if store is None:
+        held = read_recorded(())
+    else:
+        keys = [task_key(task, versions) for task in job.tasks]
+        retry = _failed_keys(store, keys) if retry_failures else {}
+        selection = replace(selection, forgotten=store.forgotten(), retry=retry)
+        held = read_recorded(store.iter_rows("recordings", COLUMNS))
     recordings = iter_recordings(job.corpus, job.corpus_base)
     return OpenPlan(versions, held, selection, iter_batches(recordings, job.tasks, versions, held, counts, selection))
 

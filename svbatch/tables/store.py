@@ -38,16 +38,16 @@ UNFIT_FOR_PATHS = set("%[]^|\\")  # deltalake 1.6 does not find, or panics over,
 class Store:
     """The tables under `output`, which is made if missing. Whatever writes must be called inside `lock`."""
 
-    def __init__(self, output: Path, *, is_read_only: bool = False) -> None:
-        """Raises OutputError if the folder cannot be made or written, or Delta cannot bear its name. `is_read_only`
-        makes and tries nothing."""
+    def __init__(self, output: Path, *, make: bool = True) -> None:
+        """make: it will be written, and is made if missing. Raises OutputError if the folder cannot be made or written,
+        or Delta cannot bear its name."""
         self.output = output.resolve()
         if unfit := {each for each in str(self.output) if each in UNFIT_FOR_PATHS or not each.isprintable()}:
             raise OutputError(
                 f"{str(self.output)!r}: Delta tables cannot lie under a path with {sorted(unfit)}; "
                 "give `output` another folder"
             )
-        if is_read_only:
+        if not make:
             return
         try:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -60,9 +60,10 @@ class Store:
             ) from error
 
     @contextmanager
-    def lock(self, *, shard: tuple[int, int] | None = None) -> Iterator[None]:
-        """Holds the output, or a shard of it, for this process, however that ends; BusyError if another one does."""
-        path = self.output / (".svbatch.lock" if shard is None else f".svbatch.lock.{shard[0]}")
+    def lock(self, *, shard: str | None = None) -> Iterator[None]:
+        """Holds the output for this process, however that ends; BusyError if another one holds it. shard: such as
+        "1/3", holds it beside 2/3 and 3/3."""
+        path = self.output / (".svbatch.lock" if shard is None else f".svbatch.lock.{shard.replace('/', '-')}")
         try:
             file = path.open("a+")
         except OSError as error:
