@@ -3,9 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import soundfile
 
@@ -21,18 +19,18 @@ from svbatch.tables.store import Store
 def estimate(job: Job, *, cache: Path | None, selection: Selection, retry_failures: bool) -> str:
     """Lines for a person: recordings, hours, questions, time."""
     bundle = find_bundle(job.bundle, cache=cache)
+    is_there = isinstance(job.output, str) or job.output.exists()
+    store = Store(job.output, make=False) if is_there else None
     counts: Counter[str] = Counter()
+    plan = open_plan(job, bundle, store, selection, counts, retry_failures=retry_failures)
     num_recordings = num_questions = num_unknown = 0
     audio_seconds = 0.0
-    with _held(job.output) as store:
-        plan = open_plan(job, bundle, store, selection, counts, retry_failures=retry_failures)
-        for batch in plan.batches:
-            num_recordings += len(batch.recordings)
-            num_questions += len(batch.recordings) * len(batch.tasks)
-            for seconds in _seconds(batch.recordings, plan.recorded):
-                audio_seconds += seconds or 0.0
-                num_unknown += seconds is None
-        speed = _speed(store)
+    for batch in plan.batches:
+        num_recordings += len(batch.recordings)
+        num_questions += len(batch.recordings) * len(batch.tasks)
+        for seconds in _seconds(batch.recordings, plan.recorded):
+            audio_seconds += seconds or 0.0
+            num_unknown += seconds is None
     lines = [
         f"to ask: {num_recordings} recordings, {audio_seconds / 3600:.2f} hours of audio, {num_questions} questions "
         "(one for each task of a recording)",
@@ -40,21 +38,12 @@ def estimate(job: Job, *, cache: Path | None, selection: Selection, retry_failur
     ]
     if num_unknown:
         lines.append(f"of unknown length: {num_unknown} recordings, not in the hours")
+    speed = None if store is None else _speed(store)
     if num_recordings and speed is not None:
         lines.append(f"time: about {audio_seconds / speed / 60:.1f} minutes, by earlier runs with this output")
     elif num_recordings:
         lines.append("time: unknown before a first run with this output")
     return "\n".join(lines)
-
-
-@contextmanager
-def _held(output: Path | str) -> Iterator[Store]:
-    """The output as it is; an empty folder in its place where there is none yet."""
-    if isinstance(output, Path) and not output.exists():
-        with TemporaryDirectory() as empty:
-            yield Store(Path(empty), make=False)
-    else:
-        yield Store(output, make=False)
 
 
 def _seconds(recordings: Sequence[Recording], recorded: Recorded) -> Iterator[float | None]:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
 
@@ -14,7 +15,7 @@ from svbatch.run import Outcome
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent, RunState
 
-PRODUCER = "https://openlineage.io/svbatch"
+PRODUCER = f"urn:svbatch:{version('svbatch')}"
 SETTINGS = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG")
 OWN_TABLES = ("recordings", "failures", "runs")
 log = logging.getLogger(__name__)

@@ -151,12 +151,10 @@ def run(
     bundle = find_bundle(job.bundle, cache=cache)
     schemas = {task.name: arrow_schema(contract_of(task)) for task in job.tasks}
     store = Store(job.output)
-    is_alone = selection.shard is None
-    shard = selection.shard and f"{selection.shard[0]}/{selection.shard[1]}"
+    shard = "{}/{}".format(*selection.shard) if selection.shard else None
     with store.lock(shard=shard), SignalStop() as stop:
         store.prepare(schemas, job=job.path)
-        if is_alone:
-            store.tidy()
+        store.tidy()
         tally = Tally()
         plan = open_plan(job, bundle, store, selection, tally.counts, retry_failures=retry_failures)
         gathered = Gathered(store, plan.recorded, plan.versions, run_id, tally.counts, plan.selection.retry)
@@ -173,8 +171,7 @@ def run(
             log.error("%s", outcome.ended[1])
         with stop.committing():
             store.append_run(_run_row(job, bundle, outcome))
-            if is_alone:
-                store.tidy()
+            store.tidy()
     return outcome
 
 
@@ -189,15 +186,19 @@ class OpenPlan:
 
 
 def open_plan(
-    job: Job, bundle: Bundle, store: Store, selection: Selection, counts: Counter[str], *, retry_failures: bool
+    job: Job, bundle: Bundle, store: Store | None, selection: Selection, counts: Counter[str], *, retry_failures: bool
 ) -> OpenPlan:
-    """What of the job is to be asked; nothing is written. `counts` goes up as the batches are taken."""
+    """What of the job is to be asked, all of it where there is no output yet; nothing is written. `counts` goes up as
+    the batches are taken."""
     settings = ANSWER_SETTINGS | {"channels": job.channels}
     versions = {task.name: task_version(task, bundle.id, settings) for task in job.tasks}
-    keys = [task_key(task, versions) for task in job.tasks]
-    retry = _failed_keys(store, keys) if retry_failures else {}
-    selection = replace(selection, forgotten=store.forgotten(), retry=retry)
-    held = read_recorded(store.iter_rows("recordings", COLUMNS))
+    if store is None:
+        held = read_recorded(())
+    else:
+        keys = [task_key(task, versions) for task in job.tasks]
+        retry = _failed_keys(store, keys) if retry_failures else {}
+        selection = replace(selection, forgotten=store.forgotten(), retry=retry)
+        held = read_recorded(store.iter_rows("recordings", COLUMNS))
     recordings = iter_recordings(job.corpus, job.corpus_base, follow_outside=job.follow_outside)
     return OpenPlan(versions, held, selection, iter_batches(recordings, job.tasks, versions, held, counts, selection))
 

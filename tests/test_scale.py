@@ -63,7 +63,7 @@ started = time.monotonic()
 for _ in listed():
     pass
 listing = time.monotonic() - started
-store, counts = Store(output, is_read_only=True), Counter()
+store, counts = Store(output, make=False), Counter()
 started = time.monotonic()
 recorded = read_recorded(store.iter_rows("recordings", COLUMNS))
 read = time.monotonic() - started
