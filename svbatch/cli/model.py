@@ -157,10 +157,11 @@ def train(recipe: Path, data: Path | None, output: Path | None, parameters: bool
     from svbatch.training.parts import frozen_parts
     from svbatch.training.publish import make
 
+    sources = _sources(data, loaded.manifests)  # a missing manifest is told before hours of work
     base = frozen_parts(loaded, recipe.parent, output / "parts", cache)
     card = {
         "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {base.manifest.name}",
-        "data": _sources(data, loaded.manifests),
+        "data": sources,
         "figures": {},
         "not_for": base.manifest.not_for,
     }

@@ -160,12 +160,13 @@ def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_pat
     recipe |= {"name": "taught", "parts": str(tiny_base.folder), "readout_tokens": 60, "held_out_every": 2}
     recipe["projector"] = {"width": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
     recipe["adapter"] = {"rank": 2, "alpha": 4, "targets": ["q_proj"]}
-    for stage in ("align", "asr", "tasks"):
-        recipe[stage]["schedule"]["steps"] = 1
-    recipe["tasks"]["modes"] = {"audio": 1.0}
-    recipe["asr"] |= {"ctc_weight": 0.3, "mishearing": 0.0}
-    recipe["asr"]["schedule"]["learning_rate"] = {"projector": 1e-4}
-    recipe["asr"]["tokens_per_batch"] = recipe["tasks"]["tokens_per_batch"] = 200
+    for stage in recipe["stages"]:
+        stage["schedule"]["steps"] = 1
+    _, asr, tasks = recipe["stages"]
+    tasks["modes"] = {"audio": 1.0}
+    asr |= {"ctc_weight": 0.3, "mishearing": 0.0}
+    asr["schedule"]["learning_rate"] = {"projector": 1e-4}
+    asr["tokens_per_batch"] = tasks["tokens_per_batch"] = 200
     (tmp_path / "taught.yaml").write_text(yaml.safe_dump(recipe))
     options = ("--data", tmp_path, "--output", tmp_path / "out", "--cache", tiny_base.cache)
     said = answer("train", tmp_path / "taught.yaml", *options)

@@ -8,20 +8,26 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import (
+    ParakeetCTCConfig,
     ParakeetEncoder,
     ParakeetEncoderConfig,
     ParakeetFeatureExtractor,
+    ParakeetForCTC,
     PreTrainedModel,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2BertConfig,
     Wav2Vec2BertModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from svbatch.errors import BundleError
 from svbatch.onnx import OnnxSession
 from svbatch.speech.export import write_encoder
 from svbatch.speech.pretrained import load_encoder_to_export
-from svbatch.speech.waveform import frame_samples, waveform_encoder
+from svbatch.speech.waveform import encoder_of, frame_samples, waveform_encoder
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -124,3 +130,18 @@ def test_all_layers_stand_side_by_side_for_a_learned_mix(exported):
 def test_float16_is_refused(exported):
     with pytest.raises(BundleError, match="is computed in float32 here"):
         waveform_encoder(exported.model, half=True, normalise=False)
+
+
+def test_an_encoder_is_found_inside_a_model_with_a_head_or_a_decoder():
+    conv = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    ctc = Wav2Vec2ForCTC(Wav2Vec2Config(**TINY, **conv, vocab_size=9))
+    assert encoder_of(ctc) is ctc.wav2vec2
+    whisper = WhisperForConditionalGeneration(
+        WhisperConfig(vocab_size=9, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
+                      decoder_attention_heads=1, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0,
+                      bos_token_id=0, eos_token_id=0, decoder_start_token_id=0)
+    )  # fmt: skip
+    assert encoder_of(whisper) is whisper.model.encoder
+    inner = MODELS["parakeet"][0]().config
+    parakeet = ParakeetForCTC(ParakeetCTCConfig(vocab_size=9, pad_token_id=8, encoder_config=inner.to_dict()))
+    assert encoder_of(parakeet) is parakeet.encoder

@@ -134,4 +134,11 @@ def paper_recipe() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", params=[pytest.param("wavlm", marks=pytest.mark.slow), "bestrq"])
 def paper(request, spoken, tmp_path_factory) -> Paper:
-    return Paper(write_recipe(tmp_path_factory.mktemp(request.param), request.param), spoken)
+    """The second also in bfloat16, with gradient checkpointing, and validated."""
+    changes = {} if request.param == "wavlm" else {"precision": "bfloat16", "gradient_checkpointing": True}
+    path = write_recipe(tmp_path_factory.mktemp(request.param), request.param, **changes)
+    if request.param == "bestrq":
+        recipe = yaml.safe_load(path.read_text())
+        recipe["stages"][1]["stop"] = {"every": 5, "patience": 2}
+        path.write_text(yaml.safe_dump(recipe))
+    return Paper(path, spoken)
