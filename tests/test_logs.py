@@ -42,6 +42,7 @@ def test_off_a_terminal_each_line_is_json_with_the_runs_id_and_its_figures(stder
 
 def test_on_a_terminal_each_line_is_text_with_the_runs_id(stderr, monkeypatch):
     monkeypatch.setattr(stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stderr)  # pytest has put its own there since
     with run_lines("run-1", quiet=False):
         logging.getLogger("svbatch.gather").info("committed %d", 3)
     assert stderr.getvalue() == "run-1  committed 3\n"

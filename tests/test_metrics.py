@@ -36,6 +36,7 @@ def written(path: Path) -> dict[tuple[str, ...], float]:
 def test_the_figures_of_a_run_are_written(job, tmp_path):
     path = tmp_path / "svbatch.prom"
     path.write_text("old")
+    job.output.mkdir(exist_ok=True)
     write_metrics(path, job, replace(OUTCOME, ended=(ExitCode.MORE, "time is up")))
     assert written(path) == {
         ("recordings", "annotated"): 5,

@@ -38,7 +38,7 @@ for start in range(0, num_recordings, size):
     write_deltalake(output / "recordings", table, mode="append", writer_properties=WriterProperties(compression="ZSTD"))
 """
 PLAN = """
-import json, resource, sys, time
+import json, re, sys, time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,7 +73,7 @@ known = len(recorded.ids_answered([f"{name}@{version}" for name, version in vers
 print(json.dumps({
     "seconds": time.monotonic() - started - listing, "reading": read, "listing": listing, "asked": asked,
     "unchanged": counts["unchanged"], "known": known,
-    "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "rss_bytes": int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024,
     "torch": "torch" in sys.modules,
 }))
 """

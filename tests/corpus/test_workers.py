@@ -81,14 +81,18 @@ def test_no_process_is_left_and_none_is_started_for_nothing(recordings):
 
 
 def test_what_needs_too_much_memory_costs_one_failure(recordings, tmp_path):
-    """A file that is larger than was listed; it takes no room on disk."""
-    (tmp_path / "grown.wav").touch()
-    grown = recording_at(tmp_path / "grown.wav")
-    os.truncate(tmp_path / "grown.wav", 2**31)
-    decoded = results([*recordings[:2], grown, *recordings[2:]], num_workers=1)
+    """An hour of silence, read in blocks of 16 MiB, where a process may grow by as much from what short ones leave."""
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+        for _ in range(60):
+            file.write(np.zeros(60 * 16_000))
+    with decoding(recordings, "mix", num_workers=1) as short:
+        next(short)
+        limits = Limits(memory_bytes=children()[0].memory_info().vms + 16 * 2**20)
+    decoded = results([*recordings[:2], recording_at(path), *recordings[2:]], limits, num_workers=1)
     assert codes(decoded) == [None, None, "out_of_memory"] + [None] * 10
     assert str(decoded[2]) == (
-        f"{tmp_path}/grown.wav needs more memory to decode than 1024 MiB beside the file; "
+        f"{path} needs more memory to decode than {limits.memory_bytes / 2**20:.0f} MiB beside the file; "
         "split it, or convert it to WAV or FLAC"
     )
 

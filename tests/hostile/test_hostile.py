@@ -63,9 +63,9 @@ def test_a_sample_is_scanned_and_each_is_accounted_for(hostile, tmp_path):
 def test_good_recordings_are_decoded_as_without_the_broken_ones(hostile):
     recordings = list(iter_recordings([str(hostile.broken[0].parent), str(hostile.good[0].parent)], Path("/")))
     with decoding(recordings, "mix", num_workers=2, limits=Limits(silence_s=30)) as decoded:
-        found = dict(zip((recording.location.path for recording in recordings), decoded, strict=True))
+        found = dict(zip((recording.uri for recording in recordings), decoded, strict=True))
     for path in hostile.good:
-        audio = found[path]
+        audio = found[str(path)]
         assert isinstance(audio, Audio)
         np.testing.assert_array_equal(audio.waveform, decode(recording_at(path)).waveform)
 
