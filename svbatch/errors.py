@@ -34,7 +34,7 @@ class ExitCode(IntEnum):
 class SvbatchError(Exception):
     """A user's problem with its remedy; `str()` of it is the one line that is printed."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class JobError(SvbatchError):
@@ -66,11 +66,11 @@ class DeviceError(SvbatchError):
 
 
 class DamageError(SvbatchError):
-    exit_code = 4
+    exit_code = ExitCode.DAMAGE
 
 
 class BusyError(SvbatchError):
-    exit_code = 75
+    exit_code = ExitCode.MORE
 
 
 class RecordingError(SvbatchError):

@@ -13,6 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of two threads each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import gguf
 import numpy as np
 import onnx

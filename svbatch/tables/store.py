@@ -18,7 +18,7 @@ from svbatch.tables.forget import finish_forgetting
 from svbatch.tables.lock import Hold, hold
 from svbatch.tables.schemas import arrow_schema
 
-PLAN_COLUMNS = ["uri", "recording_id", "size_bytes", "modified_at", "etag", "answered"]
+LISTED_COLUMNS = ["uri", "recording_id", "size_bytes", "modified_at", "etag", "answered"]
 OWN_TABLES = ("recordings", "failures", "runs")
 MANY_FILES = 64  # of one table; more are compacted when the output is tidied
 
@@ -60,10 +60,10 @@ class Store:
             self._check_schema(table, schema, job)
 
     def recordings(self) -> pa.Table:
-        """What the plan needs of every recording: the columns PLAN_COLUMNS; empty before the first commit."""
+        """Every recording with the columns LISTED_COLUMNS; empty before the first commit."""
         if not self.tables.exists("recordings"):
-            return arrow_schema("recordings").empty_table().select(PLAN_COLUMNS)
-        return self.tables.read("recordings", PLAN_COLUMNS)
+            return arrow_schema("recordings").empty_table().select(LISTED_COLUMNS)
+        return self.tables.read("recordings", LISTED_COLUMNS)
 
     def read(self, table: str) -> pa.Table:
         """All rows of a table as last committed, in no promised order; OutputError if there is no table."""

@@ -1,6 +1,5 @@
 """Decoding in processes of its own: what a decoder does to its process, and what that costs."""
 
-import os
 import signal
 import subprocess
 import sys
