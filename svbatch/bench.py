@@ -18,6 +18,7 @@ from svbatch.ask import check
 from svbatch.contract import contract_of
 from svbatch.corpus.recording import Recording
 from svbatch.corpus.sources import iter_recordings
+from svbatch.errors import CorpusError
 from svbatch.job import Job
 from svbatch.model import Model, Precision
 from svbatch.plan import RECORDINGS_PER_BATCH
@@ -77,6 +78,8 @@ def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figu
         _median([_timed(recordings, job.tasks[: k + 1], model) for _ in range(repeats)]) for k in range(len(job.tasks))
     ]
     whole, spent, audio_seconds = runs[-1]
+    if not audio_seconds:
+        raise CorpusError(f"corpus: none of the {len(recordings)} recordings can be read; `svbatch scan` says why")
     return Figures(
         audio_seconds=audio_seconds,
         matrix_speeds=speeds,

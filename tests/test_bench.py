@@ -40,6 +40,13 @@ def test_the_command_prints_a_line_for_each_part_and_price(job, tiny_bundle):
     assert [line.split()[0] for line in result.output.splitlines()[-2:]] == ["speech_activity", "emotion"]
 
 
+def test_a_corpus_that_cannot_be_read_is_not_measured(job, tiny_model, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    broken = job.model_copy(update={"corpus": (str(tmp_path / "broken.wav"),)})
+    with pytest.raises(CorpusError, match="none of the 1 recordings can be read"):
+        bench(broken, tiny_model, "float32", repeats=1)
+
+
 def test_the_operations_of_reading_are_those_of_the_layers_weights(tiny_model):
     llm: LanguageModel = tiny_model.llm
     weights = sum(p.numel() for n, p in llm.model.named_parameters() if ".layers." in n and p.dim() == 2)
