@@ -169,7 +169,7 @@ def check_kills(num_recordings: int, num_kills: int, folder: Path, bundle: Bundl
         (folder / "asked").unlink()
         killed = 0
         while killed < num_kills:
-            code, _ = run(chance.uniform(0.0, 2 * seconds / num_kills + 0.3))
+            code, _ = run(chance.uniform(0.0, seconds / num_kills + 0.3))
             if code != -9:
                 break
             killed += 1
