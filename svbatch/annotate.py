@@ -115,7 +115,7 @@ def annotate(
     for together in _heard_together(recordings, _decoded(recordings) if decoded is None else decoded):
         together = _unknown(together, known, items, same)
         with part("segmentation"):
-            places = [place for item in together for place in _places(item, tasks, _detector(model))]
+            places = [place for item in together for place in _places(item, tasks, detector_of(model))]
         with torch.inference_mode():
             for batch in _batches(places):
                 for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes):
@@ -263,7 +263,7 @@ def _places(item: Item, tasks: Sequence[Task], detect: Detector | None) -> Itera
             yield Place(item, track, span, is_segment(span))
 
 
-def _detector(model: Model) -> Detector | None:
+def detector_of(model: Model) -> Detector | None:
     """What tells speech from other sound, where the bundle has it."""
     return partial(speech_spans, session=model.voice_activity) if model.voice_activity else None
 

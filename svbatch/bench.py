@@ -67,33 +67,36 @@ class Figures:
 
 
 def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figures:
-    """Figures of a job whose recordings and tasks are all asked, medians of `repeats` runs of each."""
+    """Figures of a job whose recordings and tasks are all asked: medians of `repeats` rounds, each with one task, two,
+    and so on to all."""
     check(job.tasks, model)
     recordings = list(iter_recordings(job.corpus, job.corpus_base, follow_outside=job.follow_outside))
     speeds = {"float32": matrix_speed(torch.float32)}
     if precision == "bfloat16":
         speeds["bfloat16"] = matrix_speed(torch.bfloat16)
     _answered(recordings[:1], job.tasks, model)  # what is set up on first use is not measured
-    runs = [
-        _median([_timed(recordings, job.tasks[: k + 1], model) for _ in range(repeats)]) for k in range(len(job.tasks))
-    ]
-    whole, spent, audio_seconds = runs[-1]
+    ups = [[_timed(recordings, job.tasks[: k + 1], model) for k in range(len(job.tasks))] for _ in range(repeats)]
+    audio_seconds = ups[0][-1].audio_seconds
     if not audio_seconds:
         raise CorpusError(f"corpus: none of the {len(recordings)} recordings can be read; `svbatch scan` says why")
+    whole = _median([up[-1] for up in ups])
     return Figures(
         audio_seconds=audio_seconds,
         matrix_speeds=speeds,
-        real_time_factor=audio_seconds / whole,
-        of_matrix_speed=_floor(spent, speeds) / whole,
-        parts=_parts(whole, spent, speeds),
-        prices=[
-            _price(task, before, after, speeds, base=runs[min(k, 1)][0])
-            for k, (task, before, after) in enumerate(zip(job.tasks[1:], runs[:-1], runs[1:], strict=True))
-        ],
+        real_time_factor=audio_seconds / whole.seconds,
+        of_matrix_speed=_floor(whole.spent, speeds) / whole.seconds,
+        parts=_parts(whole, speeds),
+        prices=[_price(task, k, ups, speeds) for k, task in enumerate(job.tasks[1:], 1)],
     )
 
 
-Run = tuple[float, dict[str, Spent], float]
+@dataclass(frozen=True)
+class Run:
+    """What a run took, whole and by part, and the seconds of audio that it heard."""
+
+    seconds: float
+    spent: dict[str, Spent]
+    audio_seconds: float
 
 
 def matrix_speed(dtype: torch.dtype) -> float:
@@ -113,7 +116,7 @@ def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model)
         start = time.perf_counter()
         audio_seconds = _answered(recordings, tasks, model)
         seconds = time.perf_counter() - start
-    return seconds - spent.pop(COUNTING, Spent()).seconds, dict(spent), audio_seconds
+    return Run(seconds - spent.pop(COUNTING, Spent()).seconds, dict(spent), audio_seconds)
 
 
 def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> float:
@@ -132,7 +135,7 @@ def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Mod
 
 
 def _median(runs: Sequence[Run]) -> Run:
-    return sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
+    return sorted(runs, key=lambda run: run.seconds)[(len(runs) - 1) // 2]
 
 
 def _floor(spent: Mapping[str, Spent], speeds: Mapping[str, float]) -> float:
@@ -140,15 +143,18 @@ def _floor(spent: Mapping[str, Spent], speeds: Mapping[str, float]) -> float:
     return sum(n / speeds[precision] for own in spent.values() for precision, n in own.operations.items())
 
 
-def _parts(whole: float, spent: Mapping[str, Spent], speeds: Mapping[str, float]) -> list[Part]:
+def _parts(run: Run, speeds: Mapping[str, float]) -> list[Part]:
     named = [
-        Part(name, own.seconds / whole, _floor({name: own}, speeds) / own.seconds if own.operations else None)
-        for name, own in sorted(spent.items(), key=lambda each: -each[1].seconds)
+        Part(name, own.seconds / run.seconds, _floor({name: own}, speeds) / own.seconds if own.operations else None)
+        for name, own in sorted(run.spent.items(), key=lambda each: -each[1].seconds)
     ]
     return [*named, Part("the rest", 1 - sum(each.share for each in named), None)]
 
 
-def _price(task: Task, before: Run, after: Run, speeds: Mapping[str, float], *, base: float) -> Price:
-    added = after[0] - before[0]
-    floor = _floor(after[1], speeds) - _floor(before[1], speeds)
+def _price(task: Task, k: int, ups: Sequence[Sequence[Run]], speeds: Mapping[str, float]) -> Price:
+    """Of the task at place `k`: a run is compared with that of one task less right before it, because a machine's speed
+    drifts."""
+    added = statistics.median(up[k].seconds - up[k - 1].seconds for up in ups)
+    base = statistics.median(up[min(k - 1, 1)].seconds for up in ups)
+    floor = _floor(ups[0][k].spent, speeds) - _floor(ups[0][k - 1].spent, speeds)
     return Price(task.name, added / base, added / floor if floor > 0 else None)

@@ -1,7 +1,7 @@
 """What asking a batch takes in memory beside the model, estimated before it is run, and batches that stay within it.
 
-Counted: keys and values of every position, what a pass holds between two layers, and the logits made at a time. Each
-open question has keys and values of its own, because all of them are answered in one batch.
+Counted: keys and values of every position, what a pass holds between two layers, and the logits made at a time. Keys
+and values are there twice while open questions are answered: rows that are finished leave, and the prefix stays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ LOGIT_BYTES = 26  # measured: as it is made, in float32, on the way to their sum
 
 @dataclass(frozen=True)
 class Questions:
-    """Tokens of the longest question of each kind, 0 for none; a closed one's are those of all its labels too. And how
-    many are open."""
+    """Tokens of the longest closed question with those of all its labels, and of all open questions that are asked side
+    by side; 0 for none. And how many these are."""
 
     closed_tokens: int
     open_tokens: int
@@ -39,14 +39,15 @@ def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
         labels = sum(len(prompts.answer_ids(model.tokenizer, label)) - 1 for label in task.scored)
         for question in task.questions():
             tokens[task.is_closed].append(len(prompts.question_ids(model.tokenizer, question)) + labels)
-    return Questions(max(tokens[True]), max(tokens[False]), len(tokens[False]) - 1)
+    opened = tokens[False]
+    if model.llm.shares_questions:
+        return Questions(max(tokens[True]), sum(opened), len(opened) - 1)
+    return Questions(max(tokens[True]), max(opened), min(1, len(opened) - 1))
 
 
 def room_for(questions: Questions, rows: int) -> int:
-    """Positions that the longest question of so many segments takes beside their prefix."""
-    packed = max(questions.closed_tokens, packed_tokens(rows))
-    opened = questions.open_tokens + OPEN_TOKENS
-    return max(packed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
+    """Positions that closed questions of so many segments take beside their prefix; open ones are written elsewhere."""
+    return max(questions.closed_tokens, packed_tokens(rows)) if questions.closed_tokens else 0
 
 
 def prefix_lengths(hearings: Sequence[Hearing], model: Model) -> list[int]:
@@ -64,12 +65,13 @@ def asking_bytes(questions: Questions, lengths: Sequence[int], model: Model) -> 
     """The most that is held at once while `questions` are asked of segments whose prefixes have these lengths."""
     rows, longest = len(lengths), max(lengths)
     llm = model.llm
-    packed = max(questions.closed_tokens, packed_tokens(rows))
-    cache = slots_for(longest + room_for(questions, rows)) * rows * llm.bytes_per_slot
+    packed = room_for(questions, rows)
     closed = packed * rows * llm.bytes_per_position + min(MAX_LOGITS, rows * packed * llm.vocab_size // 4) * LOGIT_BYTES
-    opened = questions.open_tokens * rows * llm.bytes_per_position + rows * llm.vocab_size * LOGIT_BYTES
-    opened += questions.num_open * cache
-    return cache + max(closed if questions.closed_tokens else 0, opened if questions.open_tokens else 0)
+    written = questions.open_tokens + questions.num_open * OPEN_TOKENS
+    opened = slots_for(longest + written) * rows * llm.bytes_per_slot
+    opened += questions.open_tokens * rows * llm.bytes_per_position
+    opened += min(MAX_LOGITS, rows * questions.num_open * llm.vocab_size) * LOGIT_BYTES
+    return slots_for(longest + packed) * rows * llm.bytes_per_slot + max(closed, opened if questions.num_open else 0)
 
 
 def fitting(questions: Questions, lengths: Sequence[int], model: Model, max_bytes: int) -> Iterator[slice]:

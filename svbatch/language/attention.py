@@ -8,28 +8,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from svbatch.language.new_tokens import NewTokens
 
 BLOCK_POSITIONS = 64
 BLOCK_SCORES = 3_000_000  # of one block: 6 MB in bfloat16
 GROUPED_ATTENTION = "svbatch_grouped"
 
 
-def additive_mask(lengths: Tensor, visible: Tensor, num_slots: int, dtype: torch.dtype) -> Tensor:
-    """0 where each of N new tokens, at slots `lengths[b]` and on, may look, -inf elsewhere: (B, 1, N, K).
+def additive_mask(lengths: Tensor, new: NewTokens, num_slots: int, dtype: torch.dtype) -> Tensor:
+    """0 where each new token, at slots `lengths[b]` and on, may look, -inf elsewhere: (B, 1, N, K).
 
-    Every token sees its row's slots before `lengths[b]`; among the new ones it sees those of `visible`, which
-    is (N, N) bool with a True diagonal (so no softmax is over nothing). K: `num_slots`.
+    What it sees of the slots before `lengths[b]` and of the new ones, `new` says; it sees itself, so no softmax is over
+    nothing. K: `num_slots`.
     """
-    num_tokens = visible.shape[0]
-    slots = torch.arange(num_slots, device=lengths.device)
-    among_new = slots - lengths[:, None]
-    is_new = (among_new >= 0) & (among_new < num_tokens)
-    seen_new = visible[:, among_new.clamp(0, num_tokens - 1)].transpose(0, 1) & is_new[:, None]
-    seen = seen_new | (among_new < 0)[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=lengths.device)
-    return mask.masked_fill_(~seen, -torch.inf)[:, None]
+    among_new = torch.arange(num_slots, device=lengths.device) - lengths[:, None]
+    is_new = (among_new >= 0) & (among_new < new.most)
+    place = among_new.clamp(0, new.most - 1)[:, None]
+    rows = (new.num_rows, new.most, num_slots)
+    seen = new.visible.expand(new.num_rows, -1, -1).gather(2, place.expand(rows)) & is_new[:, None]
+    before = (among_new < 0)[:, None]
+    if new.earlier is not None:
+        before = before & pad(new.earlier, (0, num_slots - new.earlier.shape[-1]))
+    mask = torch.zeros(rows, dtype=dtype, device=lengths.device)
+    return mask.masked_fill_(~(seen | before), -torch.inf)[:, None]
 
 
 def grouped_attention(
@@ -40,10 +44,22 @@ def grouped_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
+    new: NewTokens | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """`attention` as transformers' decoders call it, with None for the weights."""
-    return attention(query, key, value, attention_mask, scaling=scaling), None
+    """`attention` as transformers' decoders call it, with None for the weights: of `new` tokens in a line (then the
+    batch is 1), or without a mask."""
+    if new is None:
+        return attention(query, key, value, attention_mask, scaling=scaling), None
+    return attention_of_new(query, key, value, attention_mask, new, scaling=scaling), None
+
+
+def attention_of_new(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, new: NewTokens, *, scaling: float
+) -> Tensor:
+    """`attention` of tokens in a line, query (1, heads, T, width): what each is given, (1, T, heads, width)."""
+    by_row = new.by_row(query[0].transpose(0, 1)).transpose(1, 2)
+    return new.in_line(attention(by_row, key, value, mask, scaling=scaling))[None]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svbatch.language.new_tokens import NewTokens
+
 CAPACITY_STEP = 64
 """Slots are added in steps of so many, so that what is there rarely moves. All are attended to, the free ones masked:
-matrix products want them in one piece."""
+matrix products copy what is not in one piece."""
 
 
 class KeyValueCache:
@@ -24,8 +26,7 @@ class KeyValueCache:
     def __init__(self, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
         """From each layer's keys and values, (B, key-value heads, positions, head width)."""
         self._layers = list(layers)
-        self._rows = torch.arange(0)
-        self._slots = torch.zeros(0, 0, dtype=torch.int64)
+        self._rows = self._slots = torch.arange(0)
 
     @property
     def capacity(self) -> int:
@@ -36,20 +37,20 @@ class KeyValueCache:
         """Keys and values of each layer, (B, key-value heads, capacity, head width)."""
         return iter(self._layers)
 
-    def aim(self, lengths: Tensor, num_tokens: int) -> None:
-        """The next forward's token n goes to slot `lengths[b] + n` of row b. lengths: (B,) int64."""
-        self._rows = torch.arange(len(lengths), device=lengths.device)[:, None]
-        self._slots = lengths[:, None] + torch.arange(num_tokens, device=lengths.device)
-        wanted = slots_for(int(lengths.max()) + num_tokens)
+    def aim(self, lengths: Tensor, new: NewTokens) -> None:
+        """The next forward's tokens go to slots `lengths[b]` and on of their row b. lengths: (B,) int64."""
+        self._rows = new.rows
+        self._slots = lengths[new.rows] + new.places
+        wanted = slots_for(int(lengths.max()) + new.most)
         if wanted > self.capacity:
             for index, (keys, values) in enumerate(self):  # one layer at a time is held twice
                 self._layers[index] = (_resized([keys], wanted), _resized([values], wanted))
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes (B, key-value heads, N, head width) where `aim` said; returns all slots."""
+        """Writes the tokens' (1, key-value heads, T, head width) where `aim` said; returns all slots."""
         all_keys, all_values = self._layers[layer_index]
-        all_keys[self._rows, :, self._slots] = keys.transpose(1, 2)
-        all_values[self._rows, :, self._slots] = values.transpose(1, 2)
+        all_keys[self._rows, :, self._slots] = keys[0].transpose(0, 1)
+        all_values[self._rows, :, self._slots] = values[0].transpose(0, 1)
         return all_keys, all_values
 
     @classmethod
@@ -73,6 +74,11 @@ class KeyValueCache:
     def select(self, rows: Tensor) -> "KeyValueCache":
         """A copy that holds these rows (int64 indices) in this order."""
         return KeyValueCache([(keys[rows], values[rows]) for keys, values in self])
+
+    def copied(self, num_slots: int) -> "KeyValueCache":
+        """A copy with at least so many slots, and none of those that come after them."""
+        wanted = slots_for(num_slots)
+        return KeyValueCache([(_resized([keys], wanted), _resized([values], wanted)) for keys, values in self])
 
 
 def slots_for(positions: int) -> int:

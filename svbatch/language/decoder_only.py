@@ -13,6 +13,7 @@ from svbatch.errors import BundleError
 from svbatch.language.attention import GROUPED_ATTENTION, additive_mask
 from svbatch.language.cache import KeyValueCache
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
+from svbatch.language.new_tokens import NewTokens
 from svbatch.timing import count
 
 SCALED = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale", "attention_sinks")
@@ -101,34 +102,26 @@ class DecoderOnly(LanguageModel):
 
     @torch.inference_mode()
     def read_on(self, prefix: ReadPrefix, ids: Sequence[Sequence[int]]) -> ReadPrefix:
-        padded = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.device)
-        num_tokens = padded.shape[1]
-        self.extend(
-            prefix.cache,
-            prefix.lengths,
-            self.embed(padded),
-            depths=torch.arange(num_tokens, device=self.device),
-            visible=torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=self.device).tril(),
-        )
-        return ReadPrefix(prefix.cache, prefix.lengths + torch.tensor([len(row) for row in ids], device=self.device))
+        tokens = torch.tensor([token for row in ids for token in row])
+        counts = [len(row) for row in ids]
+        self.extend(prefix.cache, prefix.lengths, self.embed(tokens), NewTokens.lines(counts, self.device))
+        return ReadPrefix(prefix.cache, prefix.lengths + torch.tensor(counts, device=self.device))
 
     def ask(self, prefix: ReadPrefix, instruction_ids: Sequence[int]) -> Asked:
         return Asked(prefix.cache, prefix.lengths, list(instruction_ids))
 
-    def extend(
-        self, cache: KeyValueCache, lengths: Tensor, embeddings: Tensor, *, depths: Tensor, visible: Tensor
-    ) -> Tensor:
-        num_tokens = embeddings.shape[1]
-        self._check_context(int(lengths.max()) + int(depths.max()) + 1)
-        seen = float(lengths.sum()) + len(lengths) * float(visible.sum()) / num_tokens
-        operations = len(lengths) * self._layer_operations + self._attention_operations * seen
-        count(num_tokens * operations, self.precision)
-        cache.aim(lengths, num_tokens)
+    def extend(self, cache: KeyValueCache, lengths: Tensor, embeddings: Tensor, new: NewTokens) -> Tensor:
+        positions = new.in_line(lengths[:, None] + new.depths)
+        self._check_context(int(positions.max()) + 1)
+        seen = new.num_seen(lengths)
+        count(len(embeddings) * self._layer_operations + self._attention_operations * seen, self.precision)
+        cache.aim(lengths, new)
         hidden: Tensor = self._decoder(
-            inputs_embeds=embeddings,
-            position_ids=lengths[:, None] + depths,
-            attention_mask=additive_mask(lengths, visible, cache.capacity, self.dtype),
+            inputs_embeds=embeddings[None],
+            position_ids=positions[None],
+            attention_mask=additive_mask(lengths, new, cache.capacity, self.dtype),
             cache=cache,
             use_cache=True,
+            new=new,
         ).last_hidden_state
-        return hidden
+        return hidden[0]

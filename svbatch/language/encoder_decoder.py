@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from svbatch.errors import BundleError
-from svbatch.language.attention import additive_mask, attention
+from svbatch.language.attention import additive_mask, attention_of_new
 from svbatch.language.cache import KeyValueCache, moved_up
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
+from svbatch.language.new_tokens import NewTokens
 from svbatch.timing import count
 
 MAX_POSITIONS = 2048
@@ -48,32 +48,15 @@ class DecoderCache:
     encoded: list[tuple[Tensor, Tensor]]
     mask: Tensor
 
-    def select(self, rows: Tensor) -> "DecoderCache":
-        encoded = [(keys[rows], values[rows]) for keys, values in self.encoded]
-        return DecoderCache(self.said.select(rows), encoded, self.mask[rows])
+    def copied(self, num_slots: int) -> "DecoderCache":
+        encoded = [(keys.clone(), values.clone()) for keys, values in self.encoded]
+        return DecoderCache(self.said.copied(num_slots), encoded, self.mask.clone())
 
     def keep(self, rows: Tensor) -> None:
         self.said.keep(rows)
         self.mask = moved_up(self.mask, rows)
         for index, (keys, values) in enumerate(self.encoded):
             self.encoded[index] = (moved_up(keys, rows), moved_up(values, rows))
-
-    @classmethod
-    def stacked(cls, caches: Sequence["DecoderCache"], num_slots: int) -> "DecoderCache":
-        """The rows of several caches, what was encoded padded on the right to the longest."""
-        longest = max(cache.mask.shape[-1] for cache in caches)
-        gaps = [longest - cache.mask.shape[-1] for cache in caches]
-        masks = [pad(cache.mask, (0, gap), value=-torch.inf) for cache, gap in zip(caches, gaps, strict=True)]
-        encoded = []
-        for index in range(len(caches[0].encoded)):
-            pairs = [
-                [pad(each, (0, 0, 0, gap)) for each in cache.encoded[index]]
-                for cache, gap in zip(caches, gaps, strict=True)
-            ]
-            keys, values = (torch.cat(kind) for kind in zip(*pairs, strict=True))
-            encoded.append((keys, values))
-        said = KeyValueCache.stacked([cache.said for cache in caches], num_slots)
-        return cls(said, encoded, torch.cat(masks))
 
 
 def _is_t5(model: PreTrainedModel) -> bool:
@@ -135,39 +118,37 @@ class EncoderDecoder(LanguageModel):
         )
         return Asked(cache, torch.zeros_like(lengths), [self._start_id])
 
-    def extend(
-        self, cache: DecoderCache, lengths: Tensor, embeddings: Tensor, *, depths: Tensor, visible: Tensor
-    ) -> Tensor:
-        num_tokens = embeddings.shape[1]
-        self._check_context(int(lengths.max()) + int(depths.max()) + 1)
-        count(len(lengths) * num_tokens * self._decoder_operations, self.precision)
-        cache.said.aim(lengths, num_tokens)
-        mask = additive_mask(lengths, visible, cache.said.capacity, self.dtype)
-        mask = mask + self._bias(lengths, depths, cache.said.capacity)
-        encoded_mask = cache.mask.expand(-1, -1, num_tokens, -1)
+    def extend(self, cache: DecoderCache, lengths: Tensor, embeddings: Tensor, new: NewTokens) -> Tensor:
+        assert new.earlier is None, "each instruction is asked alone, so there is nothing to look past"
+        self._check_context(int((lengths[:, None] + new.depths).max()) + 1)
+        count(len(embeddings) * self._decoder_operations, self.precision)
+        cache.said.aim(lengths, new)
+        mask = additive_mask(lengths, new, cache.said.capacity, self.dtype)
+        mask = mask + self._bias(lengths, new.depths[0], cache.said.capacity)
+        encoded_mask = cache.mask.expand(-1, -1, new.most, -1)
         hidden = embeddings
         for index, (block, encoded) in enumerate(zip(self._decoder.block, cache.encoded, strict=True)):
             itself, other = block.layer[0], block.layer[1]
             normed = itself.layer_norm(hidden)
             own = itself.SelfAttention
-            seen = cache.said.update(self._heads_of(own.k(normed)), self._heads_of(own.v(normed)), index)
-            hidden = hidden + own.o(self._attended(own.q(normed), seen, mask))
+            seen = cache.said.update(self._heads_of(own.k(normed)[None]), self._heads_of(own.v(normed)[None]), index)
+            hidden = hidden + own.o(self._attended(own.q(normed), seen, mask, new))
             cross = other.EncDecAttention
             query = cross.q(other.layer_norm(hidden))
-            hidden = hidden + cross.o(self._attended(query, encoded, encoded_mask))
+            hidden = hidden + cross.o(self._attended(query, encoded, encoded_mask, new))
             hidden = block.layer[2](hidden)
         final: Tensor = self._decoder.final_layer_norm(hidden) * self._scale
         return final
 
-    def _attended(self, query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        return attention(self._heads_of(query), *seen, mask, scaling=1.0).flatten(2)
+    def _attended(self, query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor, new: NewTokens) -> Tensor:
+        return attention_of_new(self._heads_of(query[None]), *seen, mask, new, scaling=1.0)[0].flatten(1)
 
     def _heads_of(self, states: Tensor) -> Tensor:
         """(B, N, heads · width) -> (B, heads, N, width)."""
         return states.view(*states.shape[:2], self._heads, self._head_width).transpose(1, 2)
 
     def _bias(self, lengths: Tensor, depths: Tensor, num_slots: int) -> Tensor:
-        """What each new token's attention gains from its distance to each slot, (B, heads, N, K)."""
+        """What each new place's attention gains from its distance to each slot, (B, heads, N, K)."""
         attention_layer = self._decoder.block[0].layer[0].SelfAttention
         slots = torch.arange(num_slots, device=self.device)
         new = (slots - lengths[:, None]).clamp(0, len(depths) - 1)

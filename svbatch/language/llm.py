@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from svbatch.errors import TaskError
+from svbatch.language.new_tokens import NewTokens
 from svbatch.timing import count
 
 MAX_LOGITS = 4_000_000
@@ -30,15 +31,11 @@ class Prefix(Protocol):
 class Cache(Protocol):
     """Keys and values of what the LLM has seen."""
 
-    def select(self, rows: Tensor) -> "Cache":
-        """A copy that holds these rows (int64 indices) in this order."""
+    def copied(self, num_slots: int) -> "Cache":
+        """A copy with at least so many slots, and none of those that come after them."""
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these, in the order of `closed_up`."""
-
-    @classmethod
-    def stacked(cls, caches: Sequence[Any], num_slots: int) -> "Cache":
-        """The rows of several caches of its kind, with at least so many slots; they are emptied layer by layer."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +94,10 @@ class LanguageModel(ABC):
         """From where answers to an instruction go on; one after the other, or together if `shares_questions`."""
 
     @abstractmethod
-    def extend(self, cache: Any, lengths: Tensor, embeddings: Tensor, *, depths: Tensor, visible: Tensor) -> Tensor:
-        """Hidden states (B, N, E) of N tokens that follow each row's first `lengths[b]` positions.
+    def extend(self, cache: Any, lengths: Tensor, embeddings: Tensor, new: NewTokens) -> Tensor:
+        """Hidden states (T, E) of T new tokens, which follow each row's first `lengths[b]` slots.
 
-        lengths: (B,) int64. embeddings: (B, N, E). depths: (N,) int64, a token's position counted from the
-        row's length (tokens on different branches share positions). visible: (N, N) bool, which of the new
-        tokens each of them sees, itself included. Their keys go to the cache. Raises TaskError past the LLM's
-        context.
+        lengths: (B,) int64. embeddings: (T, E). Their keys go to the cache. Raises TaskError past the LLM's context.
         """
 
     def normaliser(self, hidden: Tensor) -> Tensor:

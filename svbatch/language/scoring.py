@@ -2,16 +2,17 @@
 
 A question's labels form a trie of token ids whose root is the instruction's last token. The instruction and
 the trie's inner nodes are read once, each node seeing the path to it and nothing else, and the tokens that
-may follow a node are scored at that node. Several questions are packed into one pass; none sees another.
+may follow a node are scored at that node. Several questions are packed into one pass; none sees another, but
+tokens that they begin with alike are read once.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from svbatch.language.llm import Asked, LanguageModel, Prefix
+from svbatch.language.new_tokens import NewTokens
 
 Question = tuple[Sequence[int], Sequence[Sequence[int]]]
 """The instruction's token ids, and each label's, which end with the end of the turn."""
@@ -47,99 +48,87 @@ def score_many(llm: LanguageModel, prefix: Prefix, questions: Sequence[Question]
     """
     scores: list[Tensor] = []
     if llm.shares_questions:
-        trees = [_Tree.of(instruction_ids, labels) for instruction_ids, labels in questions]
-        for pack in _packs(trees, packed_tokens(prefix.batch_size)):
-            scores += _score_pack(llm, llm.ask(prefix, ()), pack)
+        for forest in _packs(questions, packed_tokens(prefix.batch_size)):
+            scores += _score_pack(llm, llm.ask(prefix, ()), forest)
     else:
         for instruction_ids, labels in questions:
             asked = llm.ask(prefix, instruction_ids)
-            scores += _score_pack(llm, asked, [_Tree.of(asked.unread, labels)])
+            scores += _score_pack(llm, asked, _Forest([(asked.unread, labels)]))
     return scores
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """One question: the tokens before an answer in a line, then the inner nodes of the labels' trie."""
+class _Forest:
+    """The tokens that are read to score several questions: the instructions, then the inner nodes of their labels'
+    tries. Questions that begin with the same tokens share these nodes."""
 
-    ids: list[int]
-    """Token of each node, parents before children."""
-    parents: list[int]
-    """Node before each node; -1 for the first, which follows the prefix."""
-    edges: dict[tuple[int, int], int]
-    """(node, next token) -> number of that edge; the log-probability of an edge is read at its node."""
-    paths: list[list[int]]
-    """For each label the edges from the instruction's end to the label's last token."""
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.ids: list[int] = []
+        """Token of each node, parents before children."""
+        self.parents: list[int] = []
+        """Node before each node; -1 for those that follow the prefix."""
+        self.edges: dict[tuple[int, int], int] = {}
+        """(node, next token) -> number of that edge; the log-probability of an edge is read at its node."""
+        self._nodes: dict[tuple[int, int], int] = {}
+        self.paths = [self._paths(instruction_ids, labels) for instruction_ids, labels in questions]
+        """For each question's labels the edges from the instruction's end to the label's last token."""
 
-    @classmethod
-    def of(cls, instruction_ids: Sequence[int], labels: Sequence[Sequence[int]]) -> "_Tree":
+    def _paths(self, instruction_ids: Sequence[int], labels: Sequence[Sequence[int]]) -> list[list[int]]:
         if not instruction_ids:
             raise ValueError("the instruction has no tokens, so nothing comes right before the labels")
-        ids = list(instruction_ids)
-        parents = list(range(-1, len(ids) - 1))
-        root = len(ids) - 1
-        edges: dict[tuple[int, int], int] = {}
-        nodes: dict[int, int] = {}  # edge -> the node it leads to, if anything follows it there
-        paths: list[list[int]] = []
-        for label_index, label in enumerate(labels):
-            if not label:
-                raise ValueError(f"label {label_index} has no tokens; it needs at least the end of the turn")
-            node = root
-            path: list[int] = []
-            for step, token in enumerate(label, start=1):
-                edge = edges.setdefault((node, token), len(edges))
-                path.append(edge)
-                if step < len(label):
-                    if edge not in nodes:
-                        nodes[edge] = len(ids)
-                        ids.append(token)
-                        parents.append(node)
-                    node = nodes[edge]
-            paths.append(path)
-        return cls(ids, parents, edges, paths)
+        root = -1
+        for token in instruction_ids:
+            root = self._node(root, token)
+        return [self._path(root, index, label) for index, label in enumerate(labels)]
+
+    def _path(self, root: int, index: int, label: Sequence[int]) -> list[int]:
+        if not label:
+            raise ValueError(f"label {index} has no tokens; it needs at least the end of the turn")
+        nodes = [root]
+        for token in label[:-1]:
+            nodes.append(self._node(nodes[-1], token))
+        return [self.edges.setdefault(edge, len(self.edges)) for edge in zip(nodes, label, strict=True)]
+
+    def _node(self, parent: int, token: int) -> int:
+        node = self._nodes.setdefault((parent, token), len(self.ids))
+        if node == len(self.ids):
+            self.ids.append(token)
+            self.parents.append(parent)
+        return node
 
 
-def _packs(trees: Sequence[_Tree], max_tokens: int) -> list[list[_Tree]]:
-    """The trees in order, in packs of at most `max_tokens`; a larger tree is a pack of its own."""
-    packs: list[list[_Tree]] = []
-    room = 0
-    for tree in trees:
-        if len(tree.ids) > room:
-            packs.append([])
-            room = max_tokens
-        packs[-1].append(tree)
-        room -= len(tree.ids)
+def _packs(questions: Sequence[Question], max_tokens: int) -> list[_Forest]:
+    """The questions in order, in forests of at most `max_tokens` nodes; a larger question is one of its own."""
+    packs: list[_Forest] = []
+    together: list[Question] = []
+    for question in questions:
+        forest = _Forest([*together, question])
+        if together and len(forest.ids) > max_tokens:
+            together, forest = [], _Forest([question])
+            packs.append(forest)
+        elif together:
+            packs[-1] = forest
+        else:
+            packs.append(forest)
+        together.append(question)
     return packs
 
 
-def _score_pack(llm: LanguageModel, asked: Asked, trees: Sequence[_Tree]) -> list[Tensor]:
-    ids = torch.tensor([token for tree in trees for token in tree.ids], device=llm.device)
-    visible, depths = _see_own_path(trees)
-    hidden = llm.extend(
-        asked.cache,
-        asked.lengths,
-        llm.embed(ids).expand(len(asked.lengths), -1, -1),
-        depths=depths.to(llm.device),
-        visible=visible.to(llm.device),
-    )
-    scores: list[Tensor] = []
-    start = 0
-    for tree in trees:
-        of_edge = _edge_scores(llm, hidden[:, start : start + len(tree.ids)], tree.edges)
-        scores.append(_sums_over_paths(of_edge, tree.paths))
-        start += len(tree.ids)
-    return scores
+def _score_pack(llm: LanguageModel, asked: Asked, forest: _Forest) -> list[Tensor]:
+    num_rows = len(asked.lengths)
+    visible, depths = _see_own_path(forest.parents)
+    ids = torch.tensor(forest.ids).repeat(num_rows)
+    new = NewTokens.alike(num_rows, depths.to(llm.device), visible.to(llm.device))
+    hidden = new.by_row(llm.extend(asked.cache, asked.lengths, llm.embed(ids), new))
+    of_edge = _edge_scores(llm, hidden, forest.edges)
+    return [_sums_over_paths(of_edge, paths) for paths in forest.paths]
 
 
-def _see_own_path(trees: Sequence[_Tree]) -> tuple[Tensor, Tensor]:
-    """What each of the packed trees' N nodes sees, itself and its ancestors, (N, N) bool; depths, (N,)."""
-    num_tokens = sum(len(tree.ids) for tree in trees)
-    visible = torch.eye(num_tokens, dtype=torch.bool)
-    start = 0
-    for tree in trees:
-        for node, parent in enumerate(tree.parents):
-            if parent >= 0:
-                visible[start + node] |= visible[start + parent]
-        start += len(tree.ids)
+def _see_own_path(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What each of N nodes sees, itself and its ancestors, (N, N) bool; depths, (N,)."""
+    visible = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            visible[node] |= visible[parent]
     return visible, visible.sum(1) - 1
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from svbatch.annotate import detector_of
 from svbatch.ask import ask
 from svbatch.corpus.segment import speech_segments, windows
 from svbatch.generate import Answer, Unanswered
@@ -48,8 +49,9 @@ def heard_examples(examples: Sequence[Example], model: Model) -> Iterator[Listen
     for start in tqdm(range(0, len(examples), EXAMPLES_AT_ONCE), desc="listen", disable=None):
         batch = examples[start : start + EXAMPLES_AT_ONCE]
         sounds = [read_waveform(example.path) for example in batch]
-        segments = [(i, s) for i, sound in enumerate(sounds) for s in speech_segments(sound)]
-        parts = [(i, s) for i, sound in enumerate(sounds) for s in windows(sound.size, speech_segments(sound))]
+        speech = [speech_segments(sound, detector_of(model)) for sound in sounds]
+        segments = [(i, s) for i, own in enumerate(speech) for s in own]
+        parts = [(i, s) for i, own in enumerate(speech) for s in windows(sounds[i].size, own)]
         with torch.inference_mode():
             spans = [Span(sounds[i][s.start : s.end], s.start_s, True) for i, s in segments]
             heard = hear(spans, model) if spans else []

@@ -3,11 +3,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from svbatch.language.attention import additive_mask, grouped_attention
+from svbatch.language.new_tokens import NewTokens
 
 
 def test_a_new_token_sees_its_rows_positions_and_its_own_branch():
     visible = torch.tensor([[True, False, False], [True, True, False], [True, False, True]])
-    mask = additive_mask(torch.tensor([1, 3]), visible, 6, torch.float32)
+    mask = additive_mask(torch.tensor([1, 3]), NewTokens.alike(2, torch.zeros(3), visible), 6, torch.float32)
     seen = (mask == 0).int().tolist()
     assert seen == [
         [[[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]]],
@@ -26,7 +27,8 @@ def test_grouped_attention_equals_attention_over_repeated_keys(monkeypatch, num_
     query = torch.randn(3, 6, num_tokens, 8, generator=generator)
     key, value = (torch.randn(3, 2, slots, 8, generator=generator) for _ in range(2))
     visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
-    mask = None if is_causal else additive_mask(torch.tensor([4, 1, 2]), visible, slots, torch.float32)
+    new = NewTokens.alike(3, torch.arange(num_tokens), visible)
+    mask = None if is_causal else additive_mask(torch.tensor([4, 1, 2]), new, slots, torch.float32)
     found, _ = grouped_attention(torch.nn.Identity(), query, key, value, mask, scaling=0.5)
     repeated = [part.repeat_interleave(3, dim=1) for part in (key, value)]
     expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, is_causal=is_causal, scale=0.5)

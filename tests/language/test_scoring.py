@@ -105,3 +105,17 @@ def test_an_empty_instruction_or_label_is_refused(llm, segments, instruction, la
 def test_an_instruction_past_the_context_is_refused_with_both_numbers(llm, segments):
     with pytest.raises(TaskError, match="1064 positions and the LLM holds 1024"):
         score_labels(llm, llm.read(segments), [5] * 1024, [[END]])
+
+
+def test_what_questions_begin_with_alike_is_read_once(llm, judge, segments, monkeypatch):
+    read = []
+    extend = llm.extend
+    monkeypatch.setattr(llm, "extend", lambda *args, **kwargs: read.append(len(args[2])) or extend(*args, **kwargs))
+    questions = [([7, 8, 9, 10], LABELS), ([7, 8, 9], [[10, END], [12, END]]), ([7, 8], LABELS), ([8, 9], LABELS)]
+    scores = score_many(llm, llm.read(segments[:2]), questions)
+    for found, (instruction, labels) in zip(scores, questions, strict=True):
+        expected = scores_of_judge(judge, segments[:2], instruction, labels)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    if llm.shares_questions:
+        inner = {tuple(label[:n]) for label in LABELS for n in range(1, len(label))}
+        assert read == [2 * (4 + 1 + 2 + 3 * len(inner))]

@@ -70,8 +70,8 @@ def test_keyword_search_asks_once_per_keyword():
     task = load_task(KEYWORDS, Path())
     assert task.entries == ("refund", "New York")
     assert task.questions() == (
-        'Is "refund" said? Answer yes or no.',
-        'Is "New York" said? Answer yes or no.',
+        'Yes or no, does anyone mention "refund"?',
+        'Yes or no, does anyone mention "New York"?',
     )
     assert task.scored == ("yes", "no")
 
