@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from svbatch.annotate import annotate
+from svbatch.annotate import annotate, detector_of
 from svbatch.ask import mode_of
 from svbatch.bundle import find_bundle
 from svbatch.corpus.decode import decode
@@ -39,7 +39,7 @@ Spans = dict[str, list[Segment]]  # by the scope of the tasks that are asked of 
 def asked_spans(recording: Recording, model: Model) -> Spans:
     """The windows of a recording, and its segments that hold speech."""
     waveform = decode(recording).waveform
-    segments = speech_segments(waveform)
+    segments = speech_segments(waveform, detector_of(model))
     spans = [Span(waveform[s.start : s.end], s.start_s, transcribed=True) for s in segments]
     heard = hear(spans, model) if spans else []
     spoken = [segment for segment, hearing in zip(segments, heard, strict=True) if hearing.has_speech]

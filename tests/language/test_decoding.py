@@ -241,3 +241,17 @@ def test_questions_asked_together_are_answered_as_each_alone(llm, segments, plai
     for found, expected in zip(together[2:], alone, strict=True):
         same(found, expected)
     same(answered(llm, prefix, INSTRUCTION, max_tokens=MAX_TOKENS), plain)  # the prefix can be asked again
+
+
+def test_refused_drafts_leave_gaps_that_no_answer_sees(llm, segments, plain):
+    prefix = llm.read(segments)
+    other = answered(llm, prefix, [20, 21], max_tokens=MAX_TOKENS)
+    half_right = [[*answer.ids[:3], 299, *answer.ids[3:]] for answer in other]
+    questions = [
+        Question(INSTRUCTION, MAX_TOKENS, drafts=[[299] * 5 for _ in plain]),
+        Question([20, 21], MAX_TOKENS, drafts=half_right),
+        Question([20, 21], MAX_TOKENS),
+    ]
+    together = greedy(llm, prefix, questions, end_id=END)
+    for found, expected in zip(together, [plain, other, other], strict=True):
+        same(found, expected)
