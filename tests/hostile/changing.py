@@ -51,7 +51,7 @@ class Changing:
     def while_changing(self) -> Iterator[None]:
         """Within, files change all the time, the first ones far more often than the last."""
         ended = threading.Event()
-        weights = 1 / np.arange(1, len(self.paths) + 1)
+        weights = 1 / np.arange(1, len(self.paths) + 1) ** 2
         weights /= weights.sum()
 
         def change() -> None:
