@@ -35,6 +35,7 @@ class SvbatchError(Exception):
     """A user's problem with its remedy; `str()` of it is the one line that is printed."""
 
     exit_code = ExitCode.USAGE
+    run_id: str | None = None  # of the run that it ended, if one had begun
 
 
 class JobError(SvbatchError):

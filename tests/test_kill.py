@@ -16,6 +16,7 @@ from deltalake import DeltaTable
 
 from svbatch.bundle import Bundle
 from svbatch.tables.store import Store
+from svbatch.tables.verify import files_without_hash, verify
 
 KEYS = {
     "asr": ["uri", "start"],
@@ -183,6 +184,8 @@ def check_kills(num_recordings: int, num_kills: int, folder: Path, bundle: Bundl
     for in_folder, in_log in map(job.at_rest, KEYS):
         assert in_folder == in_log
     assert list((folder / "out").rglob("*#*")) == []
+    assert verify(job.store) == []
+    assert files_without_hash(job.store) == 0
     print(
         f"{num_kills} kills, {num_recordings} recordings, {seconds:.1f} s undisturbed; asked {job.num_asked}, "
         f"undisturbed {asked_undisturbed}; {orphans} files were left between file and log"

@@ -1,10 +1,12 @@
-"""Large corpora: what planning takes when nearly nothing is new."""
+"""Large corpora: what planning takes when nearly nothing is new, and what a scan takes."""
 
 import json
 import subprocess
 import sys
 import time
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -77,6 +79,20 @@ print(json.dumps({
     "torch": "torch" in sys.modules,
 }))
 """
+SCAN = """
+import json, re, resource, sys
+from pathlib import Path
+from svbatch.cli import entry
+
+try:
+    entry()
+except SystemExit as left:
+    print(json.dumps({
+        "code": left.code,
+        "rss_bytes": int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024,
+        "worker_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }))
+"""
 
 
 def script(code: str, *arguments: object) -> str:
@@ -124,3 +140,24 @@ def test_a_second_run_over_an_unchanged_corpus_is_quick_silent_and_loads_no_mode
     assert "deltalake" in imported
     assert not imported & {"torch", "onnxruntime", "transformers"}
     assert seconds < 5
+
+
+@pytest.mark.slow
+def test_a_scan_of_ten_times_as_many_recordings_takes_hardly_more_memory(tmp_path):
+    """Files of 0.1 s, each of its own bytes. What grows is the names and a digest of each."""
+    (tmp_path / "recordings").mkdir()
+    peaks = []
+    for start, end in ((0, 10_000), (10_000, 100_000)):
+        for number in range(start, end):
+            sound = np.full(1600, number % 1000, np.int16)
+            sound[0] = number // 1000
+            soundfile.write(tmp_path / "recordings" / f"call-{number:06}.wav", sound, 16_000)
+        started = time.monotonic()
+        said = json.loads(
+            script(SCAN, "scan", tmp_path / "recordings", "--output", tmp_path / "out.parquet", "--quiet")
+        )
+        assert said["code"] == 0
+        assert pq.read_metadata(tmp_path / "out.parquet").num_rows == end
+        peaks.append(said["rss_bytes"] + said["worker_bytes"])
+        print(f"{end} recordings scanned in {time.monotonic() - started:.0f} s, at most: {said}")
+    assert peaks[1] < 1.3 * peaks[0]

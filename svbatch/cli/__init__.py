@@ -12,6 +12,7 @@ from importlib import import_module
 import click
 
 from svbatch.errors import SvbatchError
+from svbatch.logs import error_line
 
 COMMANDS = {
     "run": "Answer a job's tasks for every recording that has no answers yet.",
@@ -86,11 +87,23 @@ def entry() -> None:
     try:
         main(standalone_mode=False)
     except SvbatchError as error:
-        click.echo(f"svbatch: {error}", err=True)
+        _say(str(error), error.run_id)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        if _has_json_lines():
+            _say(error.format_message())
+        else:
+            error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("svbatch: interrupted; what was committed is kept, and the next run goes on from there", err=True)
+        _say("interrupted; what was committed is kept, and the next run goes on from there")
         sys.exit(130)
+
+
+def _say(error: str, run_id: str | None = None) -> None:
+    click.echo(error_line(error, run_id) if _has_json_lines() else f"svbatch: {error}", err=True)
+
+
+def _has_json_lines() -> bool:
+    """Whether who reads standard error expects the log lines of a run, see svbatch/logs.py."""
+    return sys.argv[1:2] == ["run"] and not sys.stderr.isatty()

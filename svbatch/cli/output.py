@@ -35,19 +35,23 @@ def status(output: str) -> None:
 def verify(output: str) -> None:
     """Read all of OUTPUT and say what is damaged. Changes nothing; exits 4 with a line for each problem.
 
-    Every Parquet file is there, as large as its table's log says, can be read, and has the rows and columns that were
-    committed; no other file is there; no key is there twice; every recording has the answers that it is listed with;
-    the counts of each run add up. A changed byte that can still be read is not found.
+    Every Parquet file is there, has the bytes (by SHA-256), rows and columns that were committed, and can be read; no
+    other file is there; no key is there twice; every recording has the answers that it is listed with; the counts of
+    each run add up. After a kill, the last files may have no hash until the next run: their number is said.
 
     \b
     Example:  svbatch verify out/
     """
+    from svbatch.tables.verify import files_without_hash
     from svbatch.tables.verify import verify as problems_of
 
-    if problems := problems_of(Store(_place(output), make=False)):
+    store = Store(_place(output), make=False)
+    if problems := problems_of(store):
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise DamageError("\n".join([f"{output}: {count}", *problems]))
     click.echo(f"{output} is whole")
+    if num_files := files_without_hash(store):
+        click.echo(f"{num_files} files have no hash to compare with yet; the next run writes it, or `svbatch compact`")
 
 
 @click.command()

@@ -24,6 +24,7 @@ from pyarrow.dataset import Dataset
 
 from svbatch.errors import BusyError, OutputError
 from svbatch.tables.folder import Folder
+from svbatch.tables.hashes import keep_hashes, mend_hashes
 from svbatch.tables.lock import Hold
 
 # The log keeps the smallest and largest value of these columns, per file, so that a commit finds the files of its
@@ -96,14 +97,15 @@ class Tables:
     def append(self, table: str, rows: pa.Table) -> None:
         with self.reporting(table):
             self.hold.check()
-            write_deltalake(self.delta(table), rows, mode="append", writer_properties=ZSTD)
+            with self._committing(table) as delta:
+                write_deltalake(delta, rows, mode="append", writer_properties=ZSTD)
 
     def overwrite(self, table: str, rows: pa.Table | pa.RecordBatchReader) -> None:
         """Puts `rows` in the place of all, under their schema, in one transaction."""
         with self.reporting(table):
             self.hold.check()
-            delta = self.delta(table)
-            write_deltalake(delta, rows, mode="overwrite", schema_mode="overwrite", writer_properties=ZSTD)
+            with self._committing(table) as delta:
+                write_deltalake(delta, rows, mode="overwrite", schema_mode="overwrite", writer_properties=ZSTD)
 
     def replace(self, table: str, gone: pc.Expression, rows: pa.Table) -> None:
         """Puts `rows` in the place of the rows that match `gone`, in one transaction.
@@ -115,7 +117,8 @@ class Tables:
             for turn in range(CONFLICTS):
                 self.hold.check()
                 try:
-                    return self._replace_once(table, gone, rows)
+                    with self._committing(table) as delta:
+                        return self._replace_once(delta, table, gone, rows)
                 except CommitFailedError:
                     time.sleep(random.uniform(0, min(PAUSE_S, 0.05 * 2**turn)))
             raise BusyError(
@@ -127,16 +130,19 @@ class Tables:
         """Makes few files of many."""
         with self.reporting(table):
             self.hold.check()
-            self.delta(table).optimize.compact(writer_properties=ZSTD)
+            with self._committing(table) as delta:
+                delta.optimize.compact(writer_properties=ZSTD)
 
     def rest(self, table: str) -> None:
-        """Removes every Parquet file that is not of the table now, and what was half written.
+        """Removes every Parquet file that is not of the table now, and what was half written; keeps the hashes of the
+        others.
 
         By name, not by vacuum: that goes by the files' times, which a clock set back has made wrong."""
         with self.reporting(table):
             self.hold.check()
             self._add_empty_file_if_none(table)
             self.folder.remove(self.leftovers(table))
+            mend_hashes(self.folder, table, self.files(table))
 
     def leftovers(self, table: str) -> dict[str, str]:
         """Files in the table's folder that are not of it, with why: what its log does not name, and what a killed
@@ -173,11 +179,19 @@ class Tables:
                 "what was committed before is safe: mend the cause and run again"
             ) from error
 
-    def _replace_once(self, table: str, gone: pc.Expression, rows: pa.Table) -> None:
+    @contextmanager
+    def _committing(self, table: str) -> Iterator[DeltaTable]:
+        """A table to commit to; then the hashes of the files that have come are kept, those of other shards among
+        them."""
+        delta = self.delta(table)
+        before = set(delta.file_uris())
+        yield delta
+        keep_hashes(self.folder, table, [PurePosixPath(uri).name for uri in {*delta.file_uris()} - before])
+
+    def _replace_once(self, delta: DeltaTable, table: str, gone: pc.Expression, rows: pa.Table) -> None:
         """The predicate of a replacement stays in Delta's log, so it names no uri, only recording_ids: those of the
         rows that go and of the rows that come (null, of unreadable files, is one of them). What it matches beside,
         such as the same bytes under another uri, is written back in the same transaction."""
-        delta = self.delta(table)
         held = self._dataset(delta, table)
         old_ids = held.to_table(columns=["recording_id"], filter=gone)["recording_id"]
         if len(old_ids) == 0:
@@ -238,6 +252,7 @@ class Tables:
         self.folder.write(f"{table}/{name}", content.getvalue())
         added = AddAction(name, content.tell(), {}, now_ms, True, json.dumps({"numRecords": 0}))
         delta.create_write_transaction([added], "append", delta.schema())
+        keep_hashes(self.folder, table, [name])
 
 
 def has_schema(delta: DeltaTable, schema: pa.Schema) -> bool:

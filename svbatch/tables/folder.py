@@ -1,5 +1,6 @@
 """Where an output lies: a folder on a disk, or a prefix of an object store. Its files by name, the same for both."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -89,6 +90,17 @@ class Folder:
                 return bytes(obstore.get(self._objects, name).bytes())
             except FileNotFoundError:
                 return None
+
+    def sha256(self, name: str) -> str | None:
+        """The SHA-256 of a file's bytes, in hexadecimal; None if there is none. Reads it in pieces."""
+        digest = hashlib.sha256()
+        with self._reaching(name):
+            try:
+                for piece in obstore.get(self._objects, name).stream():
+                    digest.update(piece)
+            except FileNotFoundError:
+                return None
+        return digest.hexdigest()
 
     def write(self, name: str, content: bytes) -> None:
         """Puts a file there, whole or not at all."""

@@ -1,7 +1,7 @@
-"""Is an output whole? Every file against its table's log, every table against its contract and its key, and the tables
-against one another. Changes nothing.
+"""Is an output whole? Every file against its table's log and its hash, every table against its contract and its key,
+and the tables against one another. Changes nothing.
 
-Not covered: a changed byte that still decodes, since no hash of a Parquet file is kept; and whether answers are right.
+Not covered: a changed byte that still decodes, in a file whose hash is not kept yet; and whether answers are right.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from svbatch.errors import BusyError, OutputError
 from svbatch.tables.contracts import KEY, read_contract
 from svbatch.tables.delta import has_schema
 from svbatch.tables.forget import NOTE
+from svbatch.tables.hashes import HASHES, SUFFIX, kept_hashes
 from svbatch.tables.lock import holders
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.store import OWN_TABLES, Store
@@ -29,6 +30,13 @@ def verify(store: Store) -> list[str]:
     if problems:
         _refuse_if_held(store)  # what was found may be half of a commit
     return problems
+
+
+def files_without_hash(store: Store) -> int:
+    """How many files could not be compared with a hash: of a commit that was killed, or of an older svbatch. That is
+    no damage."""
+    folder, tables = store.tables.folder, store.tables
+    return sum(len({*tables.files(table)} - {*kept_hashes(folder, table)}) for table in tables.names())
 
 
 def _refuse_if_held(store: Store) -> None:
@@ -67,13 +75,14 @@ def _problems(store: Store) -> Iterator[str]:
 
 
 def _file_problems(store: Store, table: str) -> Iterator[str]:
-    """Each file of the log is there, as large as it was, and can be read; and there is none beside."""
+    """Each file of the log is there, with the bytes that it had, and can be read; and there is none beside."""
     tables = store.tables
     try:
         sizes = tables.folder.sizes(table)
         added = pa.table(tables.delta(table).get_add_actions(flatten=True)).to_pylist()
         schema = tables.schema(table)
         left = tables.leftovers(table)
+        hashes = kept_hashes(tables.folder, table)
     except OutputError as error:
         yield str(error)
         return
@@ -83,9 +92,21 @@ def _file_problems(store: Store, table: str) -> Iterator[str]:
             yield f"{name}: missing, with {each['num_records']} rows"
         elif sizes[name] != each["size_bytes"]:
             yield f"{name}: {sizes[name]} bytes, but {each['size_bytes']} were committed"
-        elif problem := _content_problem(store, table, each, schema):
+        elif problem := _hash_problem(store, name, hashes) or _content_problem(store, table, each, schema):
             yield f"{name}: {problem}"
     yield from (f"{name}: {what}; the next run removes it, or `svbatch compact`" for name, what in sorted(left.items()))
+
+
+def _hash_problem(store: Store, name: str, hashes: dict[str, str | None]) -> str | None:
+    file = name.partition("/")[2]
+    if file not in hashes:
+        return None
+    kept, held = hashes[file], store.tables.folder.sha256(name)
+    if kept is None:
+        return f"the record of its hash, {HASHES}/{name}{SUFFIX}, is damaged; remove that, and the next run writes it"
+    if held != kept:
+        return f"other bytes than were committed (SHA-256 {held}, committed {kept}); put it back from a backup"
+    return None
 
 
 def _content_problem(store: Store, table: str, added: dict[str, Any], schema: pa.Schema) -> str | None:

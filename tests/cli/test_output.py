@@ -57,6 +57,13 @@ def test_verify_is_silent_but_for_a_line_where_all_is_whole_and_names_every_prob
     assert raised.value.exit_code == 4
 
 
+def test_verify_says_how_many_files_have_no_hash_and_takes_that_for_no_damage(output):
+    for path in (output / "_hashes" / "asr").iterdir():
+        path.unlink()
+    said = "3 files have no hash to compare with yet; the next run writes it, or `svbatch compact`"
+    assert call("verify", output) == f"{output} is whole\n{said}\n"
+
+
 def test_verify_exits_with_4(output):
     next((output / "asr").glob("*.parquet")).write_bytes(b"")
     ended = subprocess.run(

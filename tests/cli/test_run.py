@@ -215,6 +215,25 @@ def test_weights_that_cannot_be_fetched_are_exit_2_with_the_remedy(job, call, ti
     assert "svbatch bundle fetch" in err
 
 
+def test_an_error_off_a_terminal_is_a_json_line_with_the_runs_id_if_one_had_begun(job, options, call):
+    with Store(job.parent / "out").lock():
+        _, _, busy = call("run", job, *options)
+    _, _, unknown = call("run", job, *options, "--quite")
+    job.write_text(job.read_text().replace("tasks:", "taks:").replace("float32", "float8"))
+    _, _, misspelt = call("run", job, *options)
+    lines = [json.loads(line) for line in (busy, unknown, misspelt)]
+    assert [line["level"] for line in lines] == ["error"] * 3
+    assert ["run_id" in line for line in lines] == [True, False, False]
+    assert "is writing there" in lines[0]["message"]
+    assert len(lines[2]["message"].splitlines()) == 3
+
+
+def test_an_error_on_a_terminal_is_text(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, _, err = call("run", tmp_path / "nightly.yaml")
+    assert err.startswith(f"svbatch: {tmp_path}/nightly.yaml: no such file")
+
+
 def test_help_has_an_example_and_every_option():
     said = CliRunner().invoke(main, ["run", "--help"])
     assert said.exit_code == 0

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from changing import Changing
 from generate import FORMATS, Hostile, encoded, generate
 
 from svbatch.corpus.decode import Audio, decode
@@ -20,6 +22,7 @@ from svbatch.corpus.workers import decoding
 from svbatch.errors import RecordingError
 from svbatch.scan import scan
 from svbatch.tables.store import Store
+from svbatch.tables.verify import verify
 
 SEED = 20_261_125
 SAMPLE = 60
@@ -110,21 +113,23 @@ def test_files_that_vanish_or_change_between_listing_and_reading_are_failures(tm
 @pytest.mark.slow
 def test_a_run_over_all_of_it_loses_nothing(tiny_bundle, tmp_path):
     made = generate(tmp_path / "hostile", SEED)
+    changing = Changing(tmp_path / "changing", SEED)
     good, everything = tmp_path / "good.yaml", tmp_path / "all.yaml"
-    for path, corpus in ((good, "hostile/good"), (everything, "hostile")):
+    for path, corpus in ((good, "hostile/good/"), (everything, "[hostile/, changing/all.csv]")):
         path.write_text(
-            f"corpus: {corpus}/\ntasks: [asr, {{keyword_search: {{keywords: [rain, a]}}}}, speech_activity]\n"
+            f"corpus: {corpus}\ntasks: [asr, {{keyword_search: {{keywords: [rain, a]}}}}, speech_activity]\n"
             f"output: {path.stem}-out/\nbundle: {tiny_bundle.folder}\nprecision: float32\ndevice: cpu\n"
         )
     assert _run(good, tiny_bundle.cache)[0] == 0
-    code, peaks, seconds = _run(everything, tiny_bundle.cache)
+    with changing.while_changing():
+        code, peaks, seconds = _run(everything, tiny_bundle.cache)
     assert code == 3
     store = Store(tmp_path / "all-out")
     recordings = {row["uri"]: row for row in store.read("recordings").to_pylist()}
     failures = store.read("failures").to_pylist()
-    listed = {recording.uri for recording in iter_recordings(["hostile/"], tmp_path)}
+    listed = {recording.uri for recording in iter_recordings(["hostile/", "changing/all.csv"], tmp_path)}
     assert set(recordings) == listed
-    assert len(listed) >= len(made.broken) + len(made.good) - 1  # the link to the folder itself is none
+    assert len(listed) >= len(made.broken) + len(made.good) - 1 + len(changing.paths)  # a link to a folder is none
     failed = {row["uri"] for row in failures if row["task"] is None}
     for uri, row in recordings.items():
         assert (row["status"] == "failed") == (uri in failed)
@@ -145,6 +150,32 @@ def test_a_run_over_all_of_it_loses_nothing(tiny_bundle, tmp_path):
     print(f"{len(listed)} recordings in {seconds:.0f} s: {counted}; failures {codes}; peak MiB {mib}")
     assert peaks["worker"] < MAX_WORKER_BYTES
     assert peaks["run"] < MAX_BYTES
+    check_changing(changing, store)
+    changing.restore()
+    assert _run(everything, tiny_bundle.cache)[0] == 0
+    now = {row["uri"]: row for row in store.read("recordings").to_pylist()}
+    assert set(now) == listed
+    for path in changing.paths:
+        assert now[str(path)]["recording_id"] == changing.first_id(path)
+        assert now[str(path)]["status"] in ("annotated", "empty")
+    assert verify(store) == []
+
+
+def check_changing(changing: Changing, store: Store) -> None:
+    """Each is a failure, or a recording as it once was, with rows of just these bytes."""
+    recordings = {row["uri"]: row for row in store.read("recordings").to_pylist()}
+    failures = {row["uri"]: row["code"] for row in store.read("failures").to_pylist() if row["task"] is None}
+    heard = {(row["uri"], row["recording_id"]) for row in store.read("asr").to_pylist()}
+    codes = Counter(failures.get(str(path), recordings[str(path)]["status"]) for path in changing.paths)
+    print(f"{changing.num_changes} changes of {len(changing.paths)} files while they were read: {dict(codes)}")
+    assert codes["changed"] > 0
+    for path in changing.paths:
+        row = recordings[str(path)]
+        assert (row["status"] == "failed") == (str(path) in failures)
+        if row["status"] != "failed":
+            assert row["recording_id"] in changing.states[path]
+        of_path = {digest for uri, digest in heard if uri == str(path)}
+        assert of_path == ({row["recording_id"]} if row["status"] == "annotated" else set())
 
 
 def _run(job: Path, cache: Path) -> tuple[int, dict[str, int], float]:

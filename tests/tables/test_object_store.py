@@ -19,7 +19,7 @@ from svbatch.tables.migrate import migrate
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.status import status
 from svbatch.tables.store import Store
-from svbatch.tables.verify import verify
+from svbatch.tables.verify import files_without_hash, verify
 
 
 @pytest.fixture
@@ -62,6 +62,11 @@ def test_it_is_looked_after_as_on_a_disk(bucket):
         assert {each.after for each in compact(store)} == {1}
     assert texts(store) == expected({"/b": "beta"})
     assert verify(store) == []
+    assert files_without_hash(store) == 0
+    [file] = store.tables.files("asr")
+    store.tables.folder.write(f"_hashes/asr/{file}.sha256", f"{'0' * 64}  asr/{file}\n".encode())
+    assert [each.split(" (")[0] for each in verify(store)] == [f"asr/{file}: other bytes than were committed"]
+    store.tables.folder.remove([f"_hashes/asr/{file}.sha256"])
     assert "1 recordings" in status(store)
     assert [name for name in names(store) if name.startswith(".svbatch")] == []
     orphan = f"{bucket}/out/asr/part-0.parquet"
@@ -189,6 +194,7 @@ def test_ten_kills_leave_nothing_double_and_nothing_half(bucket, monkeypatch):
             store.tidy()
             assert texts(store) == expected({"/a": "after", "/b": "beta"})
         assert verify(store) == []
+        assert files_without_hash(store) == 0
 
 
 def test_recordings_of_an_empty_output_are_none(bucket):

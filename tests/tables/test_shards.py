@@ -1,6 +1,7 @@
 """Shards of one output: separate processes, each with its own recordings."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from batches import expected, texts
 
+from svbatch.errors import BusyError
 from svbatch.tables.store import Store
 from svbatch.tables.verify import verify
 
@@ -54,6 +56,63 @@ def write(output, num_shards, turns, batches):
 
 def test_four_shards_write_at_the_same_time_and_nothing_is_lost_or_double(tmp_path):
     write(tmp_path / "out", num_shards=4, turns=2, batches=2)
+
+
+def uncommitted(output):
+    """Whole files of the table asr that no entry of its log names."""
+    log = b"".join(path.read_bytes() for path in sorted((output / "asr" / "_delta_log").glob("*.json")))
+    names = [name for name in os.listdir(output / "asr") if name.endswith(".parquet")]
+    return {name for name in names if name.encode() not in log}
+
+
+def stop_between_file_and_commit(process, output):
+    """Stops a shard while a file of its lies there that is not committed; the names of such files.
+
+    Each new file is a moment to stop it. Whether that was between the two is looked up while it stands still; if not,
+    it goes on to its next file."""
+    seen = set(os.listdir(output / "asr"))
+    while process.poll() is None:
+        new = {name for name in os.listdir(output / "asr") if name.endswith(".parquet")} - seen
+        if not new:
+            continue
+        process.send_signal(signal.SIGSTOP)
+        _, state = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(state), "it ended"
+        if found := uncommitted(output) - seen:
+            return found
+        seen |= new
+        process.send_signal(signal.SIGCONT)
+    raise AssertionError("it ended before it was stopped between a file and its commit")
+
+
+@pytest.mark.parametrize("replaces", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["append", "replace"])
+def test_a_shard_that_begins_between_anothers_file_and_its_commit_takes_nothing_from_it(tmp_path, replaces):
+    output, batches = tmp_path / "out", 40
+    if replaces:
+        assert start(output, "1/2", 1, batches).communicate()[1] == ""
+    first = start(output, "1/2", 1, batches)
+    try:
+        assert first.stdout.readline() == "locked\n"
+        left = stop_between_file_and_commit(first, output)
+        before = set(output.rglob("*.parquet"))
+        second = start(output, "2/2", 2, 3)
+        assert (second.communicate()[1], second.returncode) == ("", 0)
+        assert before <= set(output.rglob("*.parquet"))
+        assert uncommitted(output) >= left
+        with pytest.raises(BusyError, match="shard 1/2"), Store(output).lock():
+            pass
+        first.send_signal(signal.SIGCONT)
+        assert (first.communicate()[1], first.returncode) == ("", 0)
+    finally:
+        first.kill()  # also where it stands still
+    store = Store(output)
+    whole = expected(said(["1/2"], 1, batches) | said(["2/2"], 2, 3))
+    assert texts(store) == whole
+    assert before <= set(output.rglob("*.parquet"))
+    with store.lock():
+        store.tidy()
+    assert verify(store) == []
+    assert texts(store) == whole
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from svbatch.tables.forget import forget
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.status import status
 from svbatch.tables.store import Store
-from svbatch.tables.verify import verify
+from svbatch.tables.verify import files_without_hash, verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +80,7 @@ def test_kill_at_any_moment_leaves_nothing_double_and_nothing_half(tmp_path):
             store.tidy()
             assert texts(store)[-4:] == expected({"/a": "after", "/b": "beta"})
             assert files_of(store, "asr") == snapshot(store, "asr")
+            assert files_without_hash(store) == 0
 
 
 def test_what_a_killed_writer_left_is_removed(store):

@@ -16,7 +16,7 @@ from svbatch.tables.forget import NOTE, forget
 from svbatch.tables.migrate import migrate
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.store import Store
-from svbatch.tables.verify import verify
+from svbatch.tables.verify import files_without_hash, verify
 
 ROOT = Path(__file__).parents[2]
 # Kills itself before the n-th call of what changes files; a step of deltalake's own has a kill before and after it.
@@ -133,6 +133,7 @@ def check(output, command):
     with store.lock():
         AFTER[command](store)
     assert verify(store) == []
+    assert files_without_hash(store) == 0
 
 
 def killed_at(filled, folder, command, steps):

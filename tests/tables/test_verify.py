@@ -1,17 +1,25 @@
+import hashlib
 import json
 import random
+import shutil
+import subprocess
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from batches import asr, commit, failures, recordings
-from deltalake import write_deltalake
+from deltalake import convert_to_deltalake, write_deltalake
 
 from svbatch.errors import BusyError
-from svbatch.tables.forget import NOTE
+from svbatch.tables.compact import compact
+from svbatch.tables.delta import DESCRIPTION
+from svbatch.tables.folder import Folder
+from svbatch.tables.forget import NOTE, forget
+from svbatch.tables.migrate import migrate
 from svbatch.tables.schemas import arrow_schema, table_of
 from svbatch.tables.store import Store
-from svbatch.tables.verify import verify
+from svbatch.tables.verify import files_without_hash, verify
 
 
 @pytest.fixture
@@ -55,14 +63,109 @@ def test_a_file_that_was_cut_short_is_named_with_its_size(whole):
     assert verify(whole) == [f"asr/{path.name}: {size - 1} bytes, but {size} were committed"]
 
 
-def test_bytes_that_cannot_be_read_are_found(whole):
-    """In a page's values: what lies in a footer's free text or decodes all the same is not found."""
+def hashes_of(store):
+    """Names of the files whose hash is kept, and of those of the tables."""
+    kept = store.output.glob("_hashes/*/*")
+    return {str(path.relative_to(store.output / "_hashes")) for path in kept}, {
+        f"{table}/{name}.sha256" for table in store.tables.names() for name in store.tables.files(table)
+    }
+
+
+def remove_hashes(store):
+    for path in store.output.glob("_hashes/*/*"):
+        path.unlink()
+
+
+def test_a_changed_byte_that_still_decodes_is_found(whole):
+    """An uncompressed page, so that a changed letter of a transcript is a transcript like another."""
+    path = file_of(whole, "asr")
+    pq.write_table(pq.read_table(path), path, compression="none", use_dictionary=False)
+    shutil.rmtree(whole.output / "asr" / "_delta_log")
+    convert_to_deltalake(whole.output / "asr", description=DESCRIPTION)
+    with whole.lock():
+        remove_hashes(whole)
+        whole.tidy()
+    assert verify(whole) == []
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"beta", b"bets"))
+    assert "bets" in whole.read("asr")["text"].to_pylist()
+    [problem] = verify(whole)
+    digests = [hashlib.sha256(each).hexdigest() for each in (path.read_bytes(), content)]
+    said = "other bytes than were committed (SHA-256 {}, committed {}); put it back from a backup"
+    assert problem == f"asr/{path.name}: {said.format(*digests)}"
+
+
+def test_bytes_that_cannot_be_read_are_found_also_where_no_hash_is_kept(whole):
+    remove_hashes(whole)
     path = file_of(whole, "asr")
     content = bytearray(path.read_bytes())
     content[4:60] = bytes(each ^ 0xFF for each in content[4:60])
     path.write_bytes(content)
     [problem] = verify(whole)
     assert problem.startswith(f"asr/{path.name}: cannot be read (")
+
+
+def test_just_the_files_of_the_tables_have_hashes_after_each_command(whole):
+    with whole.lock():
+        for command in (
+            lambda: commit(whole, {"/a": "again", "/d": "delta"}),
+            whole.tidy,
+            lambda: compact(whole),
+            lambda: forget(whole.tables, ["/b"]),
+            lambda: migrate(whole, {"asr": arrow_schema("asr").remove(5)}),
+        ):
+            command()
+            kept, held = hashes_of(whole)
+            assert kept >= held
+            if command is not whole.tidy:
+                whole.tidy()
+            kept, held = hashes_of(whole)
+            assert kept == held
+            assert files_without_hash(whole) == 0
+    assert verify(whole) == []
+    listed = b"".join(path.read_bytes() for path in whole.output.glob("_hashes/*/*"))
+    subprocess.run(["sha256sum", "-c", "--quiet"], input=listed, cwd=whole.output, check=True)
+
+
+def test_a_hash_that_a_kill_has_prevented_is_no_damage_and_kept_by_the_next_run(whole):
+    remove_hashes(whole)
+    (whole.output / "_hashes" / "asr" / "part-x.parquet.sha256#1").write_bytes(b"half")
+    assert verify(whole) == []
+    assert files_without_hash(whole) == len(hashes_of(whole)[1])
+    with whole.lock(shard="1/2"):
+        whole.tidy()
+    assert files_without_hash(whole) > 0
+    with whole.lock():
+        whole.tidy()
+    kept, held = hashes_of(whole)
+    assert kept == held
+    assert verify(whole) == []
+
+
+def test_a_file_that_is_lost_gets_no_hash_and_does_not_stop_the_next_run(whole):
+    remove_hashes(whole)
+    path = file_of(whole, "asr")
+    path.unlink()
+    with whole.lock():
+        whole.tidy()
+    assert verify(whole) == [f"asr/{path.name}: missing, with 6 rows"]
+
+
+def test_hashes_that_are_kept_are_not_computed_again(whole, monkeypatch):
+    """A run in which nothing is new reads no file of a task's table."""
+    monkeypatch.setattr(Folder, "sha256", lambda *_: pytest.fail("a file is read"))
+    with whole.lock():
+        whole.prepare({"asr": arrow_schema("asr")})
+        whole.tidy()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"0" * 64 + b"  asr/other.parquet\n"])
+def test_a_damaged_record_of_a_hash_is_named(whole, content):
+    name = f"{file_of(whole, 'asr').name}"
+    record = whole.output / "_hashes" / "asr" / f"{name}.sha256"
+    record.write_bytes(content)
+    said = f"the record of its hash, _hashes/asr/{name}.sha256, is damaged; remove that, and the next run writes it"
+    assert verify(whole) == [f"asr/{name}: {said}"]
 
 
 def test_files_that_no_log_names_are_found(whole):
@@ -153,7 +256,7 @@ def test_an_output_in_use_is_busy_and_changes_nothing(whole):
 
 
 def flipped(whole, times):
-    """How many of so many flipped bits of a file are found. Each other still decodes to values that no check tells."""
+    """How many of so many flipped bits of a file are found."""
     path = file_of(whole, "asr")
     content = path.read_bytes()
     chance = random.Random(0)
@@ -165,12 +268,10 @@ def flipped(whole, times):
     return found
 
 
-def test_a_flipped_bit_is_no_crash(whole):
+def test_each_flipped_bit_is_found(whole):
+    assert flipped(whole, 25) == 25
+
+
+def test_a_flipped_bit_is_no_crash_where_no_hash_is_kept(whole):
+    remove_hashes(whole)
     assert flipped(whole, 12) > 1
-
-
-@pytest.mark.slow
-def test_how_many_flipped_bits_are_found(whole):
-    found = flipped(whole, 500)
-    print(f"{found} of 500 flipped bits are found")
-    assert found > 100
