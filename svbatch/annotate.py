@@ -25,12 +25,13 @@ from svbatch.corpus.decode import SAMPLE_RATE_HZ, Audio, decode
 from svbatch.corpus.recording import Recording, listed_columns
 from svbatch.corpus.segment import Detector, Segment, speech_segments, windows
 from svbatch.errors import RecordingError
-from svbatch.generate import Answer, Unanswered
+from svbatch.generate import Unanswered
 from svbatch.hear import Hearing, Span, hear
 from svbatch.memory import fitting, prefix_lengths, questions_of
 from svbatch.model import Model
 from svbatch.speech.voice_activity import speech_spans
 from svbatch.tables.schemas import table_of
+from svbatch.tasks.answers import Answer
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
 from svbatch.timing import part

@@ -8,7 +8,6 @@ import torch
 from svbatch.errors import TaskError
 from svbatch.generate import (
     MAX_TOKENS,
-    Answer,
     Unanswered,
     guides_of,
     is_transcript,
@@ -22,6 +21,7 @@ from svbatch.memory import questions_of, room_for
 from svbatch.model import Model
 from svbatch.score import closed_answers
 from svbatch.tasks import prompts
+from svbatch.tasks.answers import Answer
 from svbatch.tasks.task import Task
 from svbatch.timing import part
 

@@ -16,6 +16,7 @@ from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
+from svbatch.tasks.answers import Answer
 from svbatch.tasks.grammar import Said, grammar_of, parse_items, parse_number, parse_object, parse_pairs
 from svbatch.tasks.task import Task, bare_task
 from svbatch.timing import part
@@ -24,7 +25,6 @@ MAX_TOKENS = 400
 # Weight of the read-out's voice in the LLM's transcripts, of sound alone and beside the recogniser's transcript; both
 # were chosen on held-out recordings.
 WEIGHT_ALONE, WEIGHT_BESIDE = 0.5, 0.15
-Answer = dict[str, Any]  # the columns beside the common ones
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Closed answers: every label of every question is scored, all questions of a batch packed together."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,11 @@ from svbatch.speech.readout import spoken_form
 from svbatch.speech.spotting import Spotted
 from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
-from svbatch.tasks.answers import label_answers, yes_no_answers
+from svbatch.tasks.answers import Answer, label_answers, yes_no_answers
 from svbatch.tasks.task import Task
 from svbatch.timing import part
 
 Scores = NDArray[np.float32]
-Answer = dict[str, Any]  # the columns beside the common ones
 
 
 def closed_answers(

@@ -12,10 +12,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from svbatch.language.answer import Answer
 from svbatch.language.cache import closed_up
 from svbatch.language.llm import Cache, LanguageModel
 from svbatch.language.new_tokens import NewTokens
+from svbatch.language.open_answer import OpenAnswer
 
 CANDIDATES = 16
 """How many of the LLM's likeliest tokens a voter chooses among, beside the end of the turn."""
@@ -29,7 +29,7 @@ ROOM = 64
 class _Block:
     """The next tokens of one answer, read in one pass: those it has not read yet, then its draft's proposal."""
 
-    answer: Answer
+    answer: OpenAnswer
     row: int
     place: int
     """Of its first token among the row's new ones."""
@@ -40,7 +40,7 @@ class _Block:
         return self.answer.unread + self.proposal
 
 
-def write(llm: LanguageModel, cache: Cache, starts: Tensor, answers: Sequence[Sequence[Answer]]) -> None:
+def write(llm: LanguageModel, cache: Cache, starts: Tensor, answers: Sequence[Sequence[OpenAnswer]]) -> None:
     """Goes on until all `answers` of each row are finished, in a copy of the `cache`, which may be asked again; a row's
     answers follow its first `starts[b]` positions. starts: (B,) int64."""
     lengths = starts
@@ -57,7 +57,7 @@ def write(llm: LanguageModel, cache: Cache, starts: Tensor, answers: Sequence[Se
 
 
 def _advance(
-    llm: LanguageModel, cache: Cache, starts: Tensor, lengths: Tensor, answers: Sequence[Sequence[Answer]]
+    llm: LanguageModel, cache: Cache, starts: Tensor, lengths: Tensor, answers: Sequence[Sequence[OpenAnswer]]
 ) -> Tensor:
     """One pass over each open answer's block; returns where the rows' next tokens go."""
     blocks = list(_blocks(answers))
@@ -79,7 +79,7 @@ def _advance(
     return ends
 
 
-def _blocks(answers: Sequence[Sequence[Answer]]) -> Iterator[_Block]:
+def _blocks(answers: Sequence[Sequence[OpenAnswer]]) -> Iterator[_Block]:
     for row, own in enumerate(answers):
         place = 0
         for answer in own:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from svbatch.language import branches
-from svbatch.language.answer import Answer, Draft, FinishReason, Voter
 from svbatch.language.guide import Guide
 from svbatch.language.llm import LanguageModel, Prefix
+from svbatch.language.open_answer import Draft, FinishReason, OpenAnswer, Voter
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def greedy(llm: LanguageModel, prefix: Prefix, questions: Sequence[Question], *,
     ]
 
 
-def _unanswered(question: Question, num_segments: int, end_id: int) -> list[Answer]:
+def _unanswered(question: Question, num_segments: int, end_id: int) -> list[OpenAnswer]:
     if not question.instruction_ids:
         raise ValueError("the instruction has no tokens, so nothing comes right before the answer")
     limit = question.max_tokens
@@ -76,7 +76,7 @@ def _unanswered(question: Question, num_segments: int, end_id: int) -> list[Answ
     nothing: list[list[int]] = [[]] * num_segments
     nobody = [None] * num_segments
     return [
-        Answer(end_id, limit, Draft(list(guess)), guide=guide, voter=voter)
+        OpenAnswer(end_id, limit, Draft(list(guess)), guide=guide, voter=voter)
         for limit, guess, guide, voter in zip(
             limits, question.drafts or nothing, question.guides or nobody, question.voters or nobody, strict=True
         )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LOW_CONFIDENCE = "low_confidence"
+Answer = dict[str, Any]  # the columns beside the common ones
 
 
 def probabilities(scores: ArrayLike, temperature: float = 1.0) -> NDArray[np.float64]:

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from svbatch.tasks.answers import label_answers, yes_no_answers
+from svbatch.tasks.answers import Answer, label_answers, yes_no_answers
 from svbatch.tasks.task import Task
-
-Answer = dict[str, Any]
 
 
 def combined(task: Task, answers: Sequence[Answer], lengths: Sequence[float]) -> Answer:

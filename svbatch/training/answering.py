@@ -11,11 +11,12 @@ from svbatch.ask import Mode as Heard
 from svbatch.ask import ask, read
 from svbatch.contract import contract_of
 from svbatch.corpus.segment import Segment, speech_segments, windows
-from svbatch.generate import MAX_TOKENS, WEIGHT_ALONE, WEIGHT_BESIDE, Answer, Unanswered, transcribe
+from svbatch.generate import MAX_TOKENS, WEIGHT_ALONE, WEIGHT_BESIDE, Unanswered, transcribe
 from svbatch.hear import Hearing, Span, hear
 from svbatch.model import Model
 from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
+from svbatch.tasks.answers import Answer
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
 from svbatch.training.benchmark import Benchmark, Item

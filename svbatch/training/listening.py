@@ -11,9 +11,10 @@ from tqdm import tqdm
 from svbatch.annotate import detector_of
 from svbatch.ask import ask
 from svbatch.corpus.segment import speech_segments, windows
-from svbatch.generate import Answer, Unanswered
+from svbatch.generate import Unanswered
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
+from svbatch.tasks.answers import Answer
 from svbatch.tasks.task import Task, load_task
 from svbatch.training.data import Example, read_waveform
 from svbatch.training.normaliser import normalised

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svbatch.errors import TaskError
-from svbatch.language.answer import is_loop
 from svbatch.language.branches import CANDIDATES
 from svbatch.language.decoder_only import DecoderOnly
 from svbatch.language.decoding import Question, greedy
+from svbatch.language.open_answer import is_loop
 from svbatch.language.scoring import score_labels
 
 END = 31

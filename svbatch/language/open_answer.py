@@ -82,7 +82,7 @@ def _agreement(draft: list[int], place: int, said: list[int]) -> int:
 
 
 @dataclass
-class Answer:
+class OpenAnswer:
     """An answer in the making. `unread`: the tokens that come next and are not in the cache yet. `slots`: where those
     that the cache holds are, counted from the end of the prefix."""
 
