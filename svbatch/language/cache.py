@@ -16,8 +16,11 @@ from torch import Tensor
 from svbatch.language.new_tokens import NewTokens
 
 CAPACITY_STEP = 64
-"""Slots are added in steps of so many, so that what is there rarely moves. All are attended to, the free ones masked:
-matrix products copy what is not in one piece."""
+"""Slots are added in steps of so many, so that what is there rarely moves."""
+
+MANY_TOKENS = 32
+"""Fewer tokens a row attend to all slots, the free ones masked: matrix products copy what is not in one piece. For so
+many that pays."""
 
 
 class KeyValueCache:
@@ -26,6 +29,7 @@ class KeyValueCache:
     def __init__(self, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
         """From each layer's keys and values, (B, key-value heads, positions, head width)."""
         self._layers = list(layers)
+        self.num_seen = 0
         self._rows = self._slots = torch.arange(0)
 
     @property
@@ -42,29 +46,22 @@ class KeyValueCache:
         self._rows = new.rows
         self._slots = lengths[new.rows] + new.places
         wanted = slots_for(int(lengths.max()) + new.most)
+        self.num_seen = wanted if new.most >= MANY_TOKENS else max(wanted, self.capacity)
         if wanted > self.capacity:
             for index, (keys, values) in enumerate(self):  # one layer at a time is held twice
-                self._layers[index] = (_resized([keys], wanted), _resized([values], wanted))
+                self._layers[index] = (_resized(keys, wanted), _resized(values, wanted))
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes the tokens' (1, key-value heads, T, head width) where `aim` said; returns all slots."""
+        """Writes the tokens' (1, key-value heads, T, head width) where `aim` said; returns the slots that are
+        attended to."""
         all_keys, all_values = self._layers[layer_index]
         all_keys[self._rows, :, self._slots] = keys[0].transpose(0, 1)
         all_values[self._rows, :, self._slots] = values[0].transpose(0, 1)
-        return all_keys, all_values
+        return all_keys[:, :, : self.num_seen], all_values[:, :, : self.num_seen]
 
-    @classmethod
-    def stacked(cls, caches: Sequence["KeyValueCache"], num_slots: int) -> "KeyValueCache":
-        """The rows of several caches, with at least so many slots; they are emptied layer by layer."""
-        num_slots = slots_for(num_slots)
-        layers = []
-        for index in range(len(caches[0]._layers)):
-            pairs = [cache._layers[index] for cache in caches]
-            keys, values = (_resized(kind, num_slots) for kind in zip(*pairs, strict=True))
-            layers.append((keys, values))
-            for cache in caches:
-                cache._layers[index] = (keys[:0], values[:0])
-        return cls(layers)
+    def part(self, rows: slice) -> "KeyValueCache":
+        """Some rows, in the same memory: what is written to them is here too. They have no room to grow."""
+        return KeyValueCache((keys[rows], values[rows]) for keys, values in self)
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these, in the order of `closed_up`."""
@@ -78,7 +75,7 @@ class KeyValueCache:
     def copied(self, num_slots: int) -> "KeyValueCache":
         """A copy with at least so many slots, and none of those that come after them."""
         wanted = slots_for(num_slots)
-        return KeyValueCache([(_resized([keys], wanted), _resized([values], wanted)) for keys, values in self])
+        return KeyValueCache([(_resized(keys, wanted), _resized(values, wanted)) for keys, values in self])
 
 
 def slots_for(positions: int) -> int:
@@ -102,14 +99,10 @@ def moved_up(states: Tensor, rows: Tensor) -> Tensor:
     return states[: len(rows)]
 
 
-def _resized(parts: Sequence[Tensor], capacity: int) -> Tensor:
-    """The rows of all parts with so many slots, those past a part's own zero: what is masked must be finite."""
-    resized = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1], capacity, parts[0].shape[3])
-    row = 0
-    for part in parts:
-        kept = min(capacity, part.shape[2])
-        own = resized[row : row + len(part)]
-        own[:, :, :kept] = part[:, :, :kept]
-        own[:, :, kept:] = 0
-        row += len(part)
+def _resized(states: Tensor, num_slots: int) -> Tensor:
+    """A copy with so many slots, those past its own zero: what is masked must be finite."""
+    resized = states.new_empty(*states.shape[:2], num_slots, states.shape[3])
+    kept = min(num_slots, states.shape[2])
+    resized[:, :, :kept] = states[:, :, :kept]
+    resized[:, :, kept:] = 0
     return resized

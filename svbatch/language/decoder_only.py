@@ -1,17 +1,16 @@
 """Decoder-only LLMs: prefix, instruction and answer are one sequence, so every question goes on from one cache."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from svbatch.errors import BundleError
 from svbatch.language.attention import GROUPED_ATTENTION, additive_mask
-from svbatch.language.cache import KeyValueCache
+from svbatch.language.cache import KeyValueCache, slots_for
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.language.new_tokens import NewTokens
 from svbatch.timing import count
@@ -19,7 +18,7 @@ from svbatch.timing import count
 SCALED = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale", "attention_sinks")
 """What a config says of attention or an output layer that are more than the cache and the scores assume."""
 
-POSITIONS_AT_ONCE = 4096
+POSITIONS_AT_ONCE = 2048
 """So many positions are read in one pass: more are no faster, because what lies between the layers outgrows the
 processor's cache, and take more memory."""
 
@@ -74,31 +73,26 @@ class DecoderOnly(LanguageModel):
         self._decoder = self.model.get_decoder()
         layers = self._decoder.layers
         self._layer_operations = 2.0 * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
-        head_dim = layers[0].self_attn.head_dim
-        self.bytes_per_slot = 2 * len(layers) * config.num_key_value_heads * head_dim * self.dtype.itemsize
+        self._head_width: int = layers[0].self_attn.head_dim
+        self._key_value_heads: int = config.num_key_value_heads
+        self.bytes_per_slot = 2 * len(layers) * self._key_value_heads * self._head_width * self.dtype.itemsize
         self.bytes_per_position = bytes_between_layers(config.hidden_size, config.intermediate_size, self.dtype)
-        heads_width = config.num_attention_heads * head_dim
-        self._attention_operations = 4.0 * config.num_hidden_layers * heads_width
+        self._attention_operations = 4.0 * len(layers) * config.num_attention_heads * self._head_width
 
     @torch.inference_mode()
     def read(self, inputs: Sequence[Tensor], *, room: int = 0) -> ReadPrefix:
         """A few rows at a time, POSITIONS_AT_ONCE."""
         lengths = [len(row) for row in inputs]
-        rows = max(1, POSITIONS_AT_ONCE // max(lengths))
-        caches = [self._read(inputs[start : start + rows]) for start in range(0, len(inputs), rows)]
-        cache = KeyValueCache.stacked(caches, max(lengths) + room)
+        self._check_context(max(lengths))
+        size = (len(inputs), self._key_value_heads, slots_for(max(lengths) + room), self._head_width)
+        nothing = torch.zeros(size, dtype=self.dtype, device=self.device)
+        cache = KeyValueCache((nothing.clone(), nothing.clone()) for _ in self._decoder.layers)
+        for rows in _cut(lengths):
+            embeddings = torch.cat([row.to(self.device, self.dtype) for row in inputs[rows]])
+            new = NewTokens.lines(lengths[rows], self.device)
+            nobody = torch.zeros(new.num_rows, dtype=torch.int64, device=self.device)
+            self._pass(cache.part(rows), nobody, embeddings, new, is_first=True)
         return ReadPrefix(cache, torch.tensor(lengths, device=self.device))
-
-    def _read(self, inputs: Sequence[Tensor]) -> KeyValueCache:
-        """Inputs are padded on the right to the longest: no position sees a later one, so padding changes nothing."""
-        padded = pad_sequence([rows.to(self.device, self.dtype) for rows in inputs], batch_first=True)
-        rows, length = padded.shape[:2]
-        self._check_context(length)
-        operations = self._layer_operations + self._attention_operations * (length + 1) / 2
-        count(rows * length * operations, self.precision)
-        cache: Any = DynamicCache()
-        self._decoder(inputs_embeds=padded, cache=cache, use_cache=True)
-        return KeyValueCache((layer.keys, layer.values) for layer in cache.layers)
 
     @torch.inference_mode()
     def read_on(self, prefix: ReadPrefix, ids: Sequence[Sequence[int]]) -> ReadPrefix:
@@ -111,17 +105,33 @@ class DecoderOnly(LanguageModel):
         return Asked(prefix.cache, prefix.lengths, list(instruction_ids))
 
     def extend(self, cache: KeyValueCache, lengths: Tensor, embeddings: Tensor, new: NewTokens) -> Tensor:
-        positions = new.in_line(lengths[:, None] + new.depths)
-        self._check_context(int(positions.max()) + 1)
-        seen = new.num_seen(lengths)
-        count(len(embeddings) * self._layer_operations + self._attention_operations * seen, self.precision)
+        self._check_context(int((lengths[:, None] + new.depths).max()) + 1)
+        return self._pass(cache, lengths, embeddings, new, is_first=False)
+
+    def _pass(
+        self, cache: KeyValueCache, lengths: Tensor, embeddings: Tensor, new: NewTokens, *, is_first: bool
+    ) -> Tensor:
+        """As `extend`. `is_first`: all rows are empty, and each token sees those before it."""
+        operations = len(embeddings) * self._layer_operations + self._attention_operations * new.num_seen(lengths)
+        count(operations, self.precision)
         cache.aim(lengths, new)
         hidden: Tensor = self._decoder(
             inputs_embeds=embeddings[None],
-            position_ids=positions[None],
-            attention_mask=additive_mask(lengths, new, cache.capacity, self.dtype),
+            position_ids=new.in_line(lengths[:, None] + new.depths)[None],
+            attention_mask=None if is_first else additive_mask(lengths, new, cache.num_seen, self.dtype),
             cache=cache,
             use_cache=True,
             new=new,
         ).last_hidden_state
         return hidden[0]
+
+
+def _cut(lengths: Sequence[int]) -> Iterator[slice]:
+    """Rows in order, as many at a time as have POSITIONS_AT_ONCE, at least one."""
+    start = total = 0
+    for row, length in enumerate(lengths):
+        if total and total + length > POSITIONS_AT_ONCE:
+            yield slice(start, row)
+            start, total = row, 0
+        total += length
+    yield slice(start, len(lengths))

@@ -123,8 +123,8 @@ class EncoderDecoder(LanguageModel):
         self._check_context(int((lengths[:, None] + new.depths).max()) + 1)
         count(len(embeddings) * self._decoder_operations, self.precision)
         cache.said.aim(lengths, new)
-        mask = additive_mask(lengths, new, cache.said.capacity, self.dtype)
-        mask = mask + self._bias(lengths, new.depths[0], cache.said.capacity)
+        mask = additive_mask(lengths, new, cache.said.num_seen, self.dtype)
+        mask = mask + self._bias(lengths, new.depths[0], cache.said.num_seen)
         encoded_mask = cache.mask.expand(-1, -1, new.most, -1)
         hidden = embeddings
         for index, (block, encoded) in enumerate(zip(self._decoder.block, cache.encoded, strict=True)):

@@ -25,11 +25,14 @@ def test_each_row_is_written_behind_its_own_end_and_grows_as_needed():
     assert keys[:, 0, :6, 0].tolist() == [[5, 6, 0, 0, 0, 5], [0, 0, 0, 7, 8, 0]]
 
 
-def test_stacked_caches_hold_the_rows_of_all_in_order():
-    first, second = (torch.full((rows, 1, slots, 1), value) for rows, slots, value in ((2, 3, 1.0), (1, 5, 2.0)))
-    keys, values = next(iter(KeyValueCache.stacked([KeyValueCache([(k, -k)]) for k in (first, second)], 5)))
-    assert keys[:, 0, :5, 0].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [2, 2, 2, 2, 2]]
-    assert torch.equal(values, -keys)
+def test_what_is_written_to_a_part_is_in_the_whole():
+    cache = KeyValueCache([(torch.zeros(3, 1, 64, 1), torch.zeros(3, 1, 64, 1))])
+    part = cache.part(slice(1, 3))
+    part.aim(torch.tensor([0, 2]), lines(1, 1))
+    part.update(torch.full((1, 1, 2, 1), 9.0), torch.full((1, 1, 2, 1), 8.0), 0)
+    keys, values = next(iter(cache))
+    assert keys[:, 0, :3, 0].tolist() == [[0, 0, 0], [9, 0, 0], [0, 0, 9]]
+    assert values.sum() == 16
 
 
 def test_selected_rows_are_a_copy_in_the_order_asked_for():
