@@ -22,7 +22,7 @@ CANDIDATES = 16
 
 
 ROOM = 64
-"""Slots that are free at first for what comes after the questions and the drafts."""
+"""Slots that are free at first for what comes after the questions and their drafts."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Keys and values of every position that the LLM has seen.
 
-Row b of a batch keeps the key of its position p at slot p, whatever its neighbours' lengths are. So a row is
-dense, and a slot past a row's length holds nothing that is ever seen: what was written there (padding, a
-question that has been answered, a refused draft) is dropped by not counting it, and the next one overwrites
-it. Transformers' own DynamicCache copies everything at each step, and keeps the padding between a prefix and
-what follows it.
+Row b of a batch keeps the key of its prefix's position p at slot p, whatever its neighbours' lengths are, and what
+follows comes after that: a question's tokens, or those of several answers in the order they were written, each seen
+by its own alone. A slot past a row's length holds nothing that is ever seen: what was written there (a question that
+has been answered, a refused draft) is dropped by not counting it, and the next one overwrites it. Transformers' own
+DynamicCache copies everything at each step, and keeps the padding between a prefix and what follows it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
