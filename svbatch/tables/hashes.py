@@ -35,6 +35,11 @@ def mend_hashes(folder: Folder, table: str, files: Collection[str]) -> None:
     keep_hashes(folder, table, sorted(wanted[name] for name in {*wanted} - kept))
 
 
+def drop_hashes_of_others(folder: Folder, tables: Collection[str]) -> None:
+    """Removes those of tables that are no more, such as one that `migrate` had moved aside."""
+    folder.remove(name for name in sorted(folder.sizes(HASHES)) if name.split("/")[1] not in tables)
+
+
 def kept_hashes(folder: Folder, table: str) -> dict[str, str | None]:
     """The hash of each file for which one is kept; None where the record is damaged."""
     names = [name for name in sorted(folder.sizes(f"{HASHES}/{table}")) if name.endswith(SUFFIX)]

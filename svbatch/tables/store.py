@@ -15,6 +15,7 @@ from svbatch.errors import OutputError
 from svbatch.tables.delta import Tables, has_schema
 from svbatch.tables.folder import Folder
 from svbatch.tables.forget import finish_forgetting
+from svbatch.tables.hashes import drop_hashes_of_others
 from svbatch.tables.lock import Hold, hold
 from svbatch.tables.schemas import arrow_schema
 
@@ -134,10 +135,12 @@ class Store:
         if self._is_shard:
             return
         finish_forgetting(self.tables)
-        for table in self.tables.names():
+        tables = self.tables.names()
+        for table in tables:
             if len(self.tables.files(table)) > MANY_FILES:
                 self.tables.compact(table)
             self.tables.rest(table)
+        drop_hashes_of_others(self.tables.folder, tables)
 
     def _replace(self, table: str, gone: pc.Expression, rows: pa.Table) -> None:
         if not self.tables.exists(table):

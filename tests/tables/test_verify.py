@@ -142,6 +142,15 @@ def test_a_hash_that_a_kill_has_prevented_is_no_damage_and_kept_by_the_next_run(
     assert verify(whole) == []
 
 
+def test_a_table_that_its_owner_has_removed_leaves_no_hash(whole):
+    with whole.lock():
+        [moved] = migrate(whole, {"asr": arrow_schema("asr").remove(5)})
+        shutil.rmtree(whole.output / moved.aside)
+        whole.tidy()
+    kept, held = hashes_of(whole)
+    assert kept == held
+
+
 def test_a_file_that_is_lost_gets_no_hash_and_does_not_stop_the_next_run(whole):
     remove_hashes(whole)
     path = file_of(whole, "asr")
