@@ -16,15 +16,16 @@ from svbatch.model import Model
 from svbatch.tasks import prompts
 from svbatch.tasks.task import Task
 
-OPEN_TOKENS = 64  # of an open answer, in the mean
+OPEN_TOKENS = 32  # of an open answer, in the mean
 LOGIT_BYTES = 26  # measured: as it is made, in float32, on the way to their sum, and the product's own workspace
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Tokens of the longest closed question with those of all its labels, and of all open questions that are asked side
-    by side; 0 for none. And how many these are."""
+    """Tokens of the longest closed question with those of its labels, of all closed ones, and of all open ones that are
+    asked side by side; 0 for none. And how many the last are."""
 
+    longest_closed: int
     closed_tokens: int
     open_tokens: int
     num_open: int
@@ -41,13 +42,13 @@ def questions_of(tasks: Sequence[Task], model: Model) -> Questions:
             tokens[task.is_closed].append(len(prompts.question_ids(model.tokenizer, question)) + labels)
     opened = tokens[False]
     if model.llm.shares_questions:
-        return Questions(max(tokens[True]), sum(opened), len(opened) - 1)
-    return Questions(max(tokens[True]), max(opened), min(1, len(opened) - 1))
+        return Questions(max(tokens[True]), sum(tokens[True]), sum(opened), len(opened) - 1)
+    return Questions(max(tokens[True]), sum(tokens[True]), max(opened), min(1, len(opened) - 1))
 
 
 def room_for(questions: Questions, rows: int) -> int:
     """Positions that closed questions of so many segments take beside their prefix; open ones are written elsewhere."""
-    return max(questions.closed_tokens, packed_tokens(rows)) if questions.closed_tokens else 0
+    return max(questions.longest_closed, min(questions.closed_tokens, packed_tokens(rows)))
 
 
 def prefix_lengths(hearings: Sequence[Hearing], model: Model) -> list[int]:

@@ -18,7 +18,7 @@ from svbatch.hear import Span, hear
 from svbatch.memory import Questions, asking_bytes, fitting, prefix_lengths, questions_of
 from svbatch.tasks.task import load_task
 
-QUESTIONS = Questions(closed_tokens=90, open_tokens=120, num_open=2)
+QUESTIONS = Questions(longest_closed=90, closed_tokens=200, open_tokens=120, num_open=2)
 
 
 @given(lengths=st.lists(st.integers(1, 800), min_size=1, max_size=40), limit=st.integers(1, 2**31))
