@@ -44,13 +44,10 @@ def grouped_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    new: NewTokens | None = None,
+    new: NewTokens,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """`attention` as transformers' decoders call it, with None for the weights: of `new` tokens in a line (then the
-    batch is 1), or without a mask."""
-    if new is None:
-        return attention(query, key, value, attention_mask, scaling=scaling), None
+    """`attention_of_new` as transformers' decoders call it, with None for the weights."""
     return attention_of_new(query, key, value, attention_mask, new, scaling=scaling), None
 
 

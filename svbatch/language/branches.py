@@ -61,22 +61,23 @@ def _advance(
 ) -> Tensor:
     """One pass over each open answer's block; returns where the rows' next tokens go."""
     blocks = list(_blocks(answers))
+    firsts, before = starts.tolist(), lengths.tolist()
     ids = torch.tensor([token for block in blocks for token in block.ids])
-    hidden = llm.extend(cache, lengths, llm.embed(ids), _new_tokens(blocks, starts, lengths))
+    hidden = llm.extend(cache, lengths, llm.embed(ids), _new_tokens(blocks, firsts, before, llm.device))
     used = []
     end = 0
     for block in blocks:
         first, end = end + len(block.answer.unread) - 1, end + len(block.ids)
         used.append(hidden[first:end])
     said = iter(_choices(llm, torch.cat(used), blocks))
-    ends = lengths.clone()
+    ends = before.copy()
     for block in blocks:
         num_kept = block.answer.accept(block.proposal, list(islice(said, len(block.proposal) + 1)))
-        first_slot = int(lengths[block.row] - starts[block.row]) + block.place
-        block.answer.slots += range(first_slot, first_slot + num_kept)
+        slot = before[block.row] + block.place
+        block.answer.slots += range(slot - firsts[block.row], slot - firsts[block.row] + num_kept)
         if num_kept:
-            ends[block.row] = lengths[block.row] + block.place + num_kept
-    return ends
+            ends[block.row] = slot + num_kept
+    return torch.tensor(ends, device=llm.device)
 
 
 def _blocks(answers: Sequence[Sequence[OpenAnswer]]) -> Iterator[_Block]:
@@ -89,14 +90,16 @@ def _blocks(answers: Sequence[Sequence[OpenAnswer]]) -> Iterator[_Block]:
                 place += len(block.ids)
 
 
-def _new_tokens(blocks: Sequence[_Block], starts: Tensor, lengths: Tensor) -> NewTokens:
-    """Where the blocks' tokens stand and what they see: the prefix, and what there is of their own answer."""
-    counts = [0] * len(starts)
+def _new_tokens(
+    blocks: Sequence[_Block], firsts: Sequence[int], ends: Sequence[int], device: torch.device
+) -> NewTokens:
+    """Where the blocks' tokens stand and what they see: the prefix, and what there is of their own answer. `firsts`,
+    `ends`: of each row, where answers begin, and where the next token goes."""
+    counts = [0] * len(firsts)
     for block in blocks:
         counts[block.row] += len(block.ids)
-    new = NewTokens.lines(counts, starts.device)
-    firsts, ends = starts.tolist(), lengths.tolist()
-    is_single = len(blocks) == len(starts)  # every row has an open answer
+    new = NewTokens.lines(counts, device)
+    is_single = len(blocks) == len(firsts)  # every row has an open answer
     if is_single and all(ends[b.row] - firsts[b.row] == len(b.answer.slots) for b in blocks):
         return new
     depths = torch.zeros(len(counts), new.most, dtype=torch.int64)
@@ -108,10 +111,8 @@ def _new_tokens(blocks: Sequence[_Block], starts: Tensor, lengths: Tensor) -> Ne
         owners[block.row, places] = number
         depths[block.row, places] = torch.arange(len(block.ids)) + first + len(slots) - ends[block.row]
         earlier[block.row, places, first + slots] = True
-    of_same = (owners[:, :, None] == owners[:, None]).to(starts.device)
-    return replace(
-        new, depths=depths.to(starts.device), visible=new.visible & of_same, earlier=earlier.to(starts.device)
-    )
+    of_same = (owners[:, :, None] == owners[:, None]).to(device)
+    return replace(new, depths=depths.to(device), visible=new.visible & of_same, earlier=earlier.to(device))
 
 
 def _choices(llm: LanguageModel, used: Tensor, blocks: Sequence[_Block]) -> Iterator[tuple[list[int], list[float]]]:

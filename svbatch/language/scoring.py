@@ -98,19 +98,13 @@ class _Forest:
 
 def _packs(questions: Sequence[Question], max_tokens: int) -> list[_Forest]:
     """The questions in order, in forests of at most `max_tokens` nodes; a larger question is one of its own."""
-    packs: list[_Forest] = []
-    together: list[Question] = []
+    packs: list[list[Question]] = []
     for question in questions:
-        forest = _Forest([*together, question])
-        if together and len(forest.ids) > max_tokens:
-            together, forest = [], _Forest([question])
-            packs.append(forest)
-        elif together:
-            packs[-1] = forest
+        if packs and len(_Forest([*packs[-1], question]).ids) <= max_tokens:
+            packs[-1].append(question)
         else:
-            packs.append(forest)
-        together.append(question)
-    return packs
+            packs.append([question])
+    return [_Forest(together) for together in packs]
 
 
 def _score_pack(llm: LanguageModel, asked: Asked, forest: _Forest) -> list[Tensor]:

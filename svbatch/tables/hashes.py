@@ -42,8 +42,13 @@ def drop_hashes_of_others(folder: Folder, tables: Collection[str]) -> None:
 
 def kept_hashes(folder: Folder, table: str) -> dict[str, str | None]:
     """The hash of each file for which one is kept; None where the record is damaged."""
-    names = [name for name in sorted(folder.sizes(f"{HASHES}/{table}")) if name.endswith(SUFFIX)]
-    return {PurePosixPath(name).name.removesuffix(SUFFIX): _digest(folder, name) for name in names}
+    return {file: _digest(folder, _name(table, file)) for file in sorted(hashed_files(folder, table))}
+
+
+def hashed_files(folder: Folder, table: str) -> set[str]:
+    """The files for which a hash is kept, by the names of the records alone."""
+    names = folder.sizes(f"{HASHES}/{table}")
+    return {PurePosixPath(name).name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
 
 
 def _digest(folder: Folder, name: str) -> str | None:

@@ -15,7 +15,7 @@ from svbatch.errors import BusyError, OutputError
 from svbatch.tables.contracts import KEY, read_contract
 from svbatch.tables.delta import has_schema
 from svbatch.tables.forget import NOTE
-from svbatch.tables.hashes import HASHES, SUFFIX, kept_hashes
+from svbatch.tables.hashes import HASHES, SUFFIX, hashed_files, kept_hashes
 from svbatch.tables.lock import holders
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.store import OWN_TABLES, Store
@@ -36,7 +36,7 @@ def files_without_hash(store: Store) -> int:
     """How many files could not be compared with a hash: of a commit that was killed, or of an older svbatch. That is
     no damage."""
     folder, tables = store.tables.folder, store.tables
-    return sum(len({*tables.files(table)} - {*kept_hashes(folder, table)}) for table in tables.names())
+    return sum(len({*tables.files(table)} - hashed_files(folder, table)) for table in tables.names())
 
 
 def _refuse_if_held(store: Store) -> None:

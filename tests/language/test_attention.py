@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from svbatch.language.attention import additive_mask, grouped_attention
+from svbatch.language.attention import additive_mask, attention
 from svbatch.language.new_tokens import NewTokens
 
 
@@ -20,7 +20,7 @@ def test_a_new_token_sees_its_rows_positions_and_its_own_branch():
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("block_scores", [100, 3_000_000])
 @pytest.mark.parametrize("num_tokens", [1, 5, 64, 65, 150])
-def test_grouped_attention_equals_attention_over_repeated_keys(monkeypatch, num_tokens, block_scores, is_causal):
+def test_attention_in_groups_equals_attention_over_repeated_keys(monkeypatch, num_tokens, block_scores, is_causal):
     monkeypatch.setattr("svbatch.language.attention.BLOCK_SCORES", block_scores)
     generator = torch.Generator().manual_seed(0)
     slots = num_tokens if is_causal else num_tokens + 4
@@ -29,7 +29,7 @@ def test_grouped_attention_equals_attention_over_repeated_keys(monkeypatch, num_
     visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
     new = NewTokens.alike(3, torch.arange(num_tokens), visible)
     mask = None if is_causal else additive_mask(torch.tensor([4, 1, 2]), new, slots, torch.float32)
-    found, _ = grouped_attention(torch.nn.Identity(), query, key, value, mask, scaling=0.5)
+    found = attention(query, key, value, mask, scaling=0.5)
     repeated = [part.repeat_interleave(3, dim=1) for part in (key, value)]
     expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, is_causal=is_causal, scale=0.5)
     torch.testing.assert_close(found, expected.transpose(1, 2), atol=2e-6, rtol=1e-6)
