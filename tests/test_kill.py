@@ -68,6 +68,7 @@ class Job:
 
     folder: Path
     bundle: Bundle
+    code: str = SVBATCH
 
     @property
     def store(self) -> Store:
@@ -82,7 +83,7 @@ class Job:
     @contextmanager
     def runner(self) -> Iterator[Callable[[float], tuple[int, float]]]:
         """Something that runs the job for so many seconds, and gives the exit code and how long it took."""
-        line = [sys.executable, "-c", SVBATCH, "run", "job.yaml", "--quiet", "--cache", self.bundle.cache, "asked"]
+        line = [sys.executable, "-c", self.code, "run", "job.yaml", "--quiet", "--cache", self.bundle.cache, "asked"]
         process = subprocess.Popen(
             line, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -1,6 +1,7 @@
 """An output in an object store: moto's server, on this machine."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from batches import asr, commit, expected, recordings, texts
+from test_kill import KEYS, SVBATCH, job_of, rows
 from test_shards import ROOT, start, write
 
 from svbatch.errors import BusyError, OutputError
@@ -195,6 +197,32 @@ def test_ten_kills_leave_nothing_double_and_nothing_half(bucket, monkeypatch):
             assert texts(store) == expected({"/a": "after", "/b": "beta"})
         assert verify(store) == []
         assert files_without_hash(store) == 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_gives_the_rows_of_one_on_a_disk_that_was_not(bucket, tmp_path, tiny_bundle, bursts):
+    job = job_of(60, tmp_path, tiny_bundle, bursts)
+    soon = "import svbatch.tables.lock as lock\nlock.EXPIRY_S, lock.RENEWED_S = 3.0, 0.3\nfor line in sys.stdin:"
+    job.code = SVBATCH.replace("for line in sys.stdin:", soon, 1)
+    chance = random.Random(10)
+    with job.runner() as run:
+        assert run(3600)[0] == 3
+        undisturbed = {table: rows(job.store.read(table)) for table in KEYS}
+        path = tmp_path / "job.yaml"
+        path.write_text(path.read_text().replace("output: out/", f"output: {bucket}/out"))
+        (tmp_path / "asked").unlink()
+        store = Store(f"{bucket}/out")
+        for _ in range(10):
+            assert run(chance.uniform(0.3, 3.0))[0] == -9
+            for table in KEYS.keys() & set(store.tables.names()):
+                keys = [tuple(row.values()) for row in store.read(table).select(KEYS[table]).to_pylist()]
+                assert len(keys) == len(set(keys)), f"{table}: a key twice"
+            time.sleep(4.1)  # until its lock has expired
+        assert run(3600)[0] in (0, 3)
+    assert {table: rows(store.read(table)) for table in KEYS} == undisturbed
+    assert verify(store) == []
+    assert files_without_hash(store) == 0
+    print(f"10 kills, 60 recordings; asked {job.num_asked}")
 
 
 def test_recordings_of_an_empty_output_are_none(bucket):
