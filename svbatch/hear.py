@@ -29,8 +29,9 @@ WINDOWS_AT_ONCE = 8  # more are no faster on a CPU, and each takes 70 MB
 class Hearing:
     """One span heard; `start_s` is where it starts in its recording.
 
-    `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E). `readings` are what the
-    read-out made of them, None where the bundle has none. `transcript` is None where none was wanted or possible.
+    `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E), with the tone before them.
+    `readings` are what the read-out made of them, None where the bundle has none. `transcript` is None where none was
+    wanted or possible.
     """
 
     start_s: float
@@ -127,6 +128,8 @@ def _read(frames: NDArray[np.float32], spans: Sequence[Span], model: Model) -> l
             highest=log_probs.max(dim=1).values,
         )
         spoken = model.readout.spoken(embeddings, log_probs)
+        if "tone" in projected:
+            spoken = torch.cat([torch.from_numpy(projected["tone"][i]), spoken])
         hearings.append(Hearing(span.start_s, spoken, embeddings, readings, transcript=None))
     return hearings
 

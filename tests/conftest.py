@@ -257,7 +257,7 @@ def tiny_recipe() -> Recipe:
     return load_recipe(RECIPE).model_copy(
         update={
             "name": "tiny",
-            "projector": ProjectorShape(width=32, num_layers=1, num_heads=2, dropout=0.0),
+            "projector": ProjectorShape(width=32, num_layers=1, num_heads=2, dropout=0.0, tone=["emotion", "gender"]),
             "readout_tokens": 60,
             "adapter": AdapterShape(rank=2, alpha=4, targets=["q_proj", "down_proj"]),
         }

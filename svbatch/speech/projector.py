@@ -1,9 +1,9 @@
 """Projectors: an encoder's frames to speech embeddings at 12.5 Hz and LLM width.
 
 SpeechVerse 2.1 has two blocks of Conv1d(k=3) and LayerNorm, `ConvolutionalProjector`. Ours, `Projector`, adds a GELU,
-optional transformer layers, a linear layer to the LLM's width and the blank of the read-out. Both may begin with a
-learned mix of the encoder's layers. Padding never reaches a real frame: every convolution sees zeros past a row's
-length, every attention is masked.
+optional transformer layers, a linear layer to the LLM's width and the blank of the read-out, and may have a head for
+the tone of voice. Both may begin with a learned mix of the encoder's layers. Padding never reaches a real frame: every
+convolution sees zeros past a row's length, every attention is masked.
 """
 
 import math
@@ -14,10 +14,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from svbatch.speech.layers import TransformerLayer, length_mask
+from svbatch.speech.tone import ToneHead
+
 
 class ProjectorConfig(BaseModel):
     """Shape of a projector. encoder_width: of one layer. strides: of the convolutions; all together they make
-    12.5 Hz. mixed_layers: how many layers of the encoder stand side by side in a frame; 1 is the last alone."""
+    12.5 Hz. mixed_layers: how many layers of the encoder stand side by side in a frame; 1 is the last alone. tone: how
+    many labels each attribute of the voice has that is read (svbatch.speech.tone)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +33,7 @@ class ProjectorConfig(BaseModel):
     dropout: float = 0.0
     strides: tuple[int, ...] = (2, 2)
     mixed_layers: int = 1
+    tone: tuple[int, ...] = ()
 
 
 class LayerMix(nn.Module):
@@ -100,16 +105,25 @@ class Projector(nn.Module):
         self.output = nn.Linear(config.width, config.llm_width)
         self.blank = nn.Linear(config.width, 1)
         self.log_scale = nn.Parameter(torch.zeros(()))
+        self.tone = None
+        if config.tone:
+            self.tone = ToneHead(frame_width=config.encoder_width, num_labels=config.tone, llm_width=config.llm_width)
 
     @property
     def downsampling(self) -> int:
         """Frames that make one speech embedding."""
         return math.prod(self.strides)
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, L · D) and (B,) valid frames -> embeddings (B, ceil(T / downsampling), E) at 12.5 Hz, blank logits of
-        the same length. Rows past `ceil(lengths / downsampling)` hold no meaning."""
-        hidden: Tensor = self.mix(frames)
+        the same length, and the tone (B, A, E), whose A is 0 without a head for it. Rows past
+        `ceil(lengths / downsampling)` hold no meaning."""
+        mixed: Tensor = self.mix(frames)
+        if self.tone is not None:
+            tone: Tensor = self.tone(mixed, lengths)
+        else:
+            tone = mixed.new_zeros(mixed.shape[0], 0, self.output.out_features)
+        hidden = mixed
         for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
             hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
             hidden = nn.functional.gelu(norm(conv(hidden.transpose(1, 2)).transpose(1, 2)))
@@ -120,49 +134,7 @@ class Projector(nn.Module):
             hidden = layer(hidden, mask)
         hidden = self.norm(hidden)
         embeddings: Tensor = self.output(hidden)
-        return embeddings, self.blank(hidden).squeeze(2)
-
-
-class TransformerLayer(nn.Module):
-    """Pre-norm self-attention over one row's valid vectors, positions by rotation (RoFormer, arXiv 2104.09864)."""
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_output = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, W), (B, T) True where real -> (B, T, W)."""
-        query, key, value = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.qkv(self.attention_norm(hidden)).chunk(3, dim=2)
-        )
-        query, key = rotate(query), rotate(key)
-        attended = nn.functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
-        hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).flatten(2)))
-        fed: Tensor = self.dropout(self.feed_forward(hidden))
-        return hidden + fed
-
-
-def rotate(heads: Tensor) -> Tensor:
-    """Rotary positions on (B, H, T, C), C even, base 10,000."""
-    half = heads.shape[3] // 2
-    frequencies = 10_000.0 ** (-torch.arange(half, device=heads.device) / half)
-    angles = torch.arange(heads.shape[2], device=heads.device)[:, None] * frequencies
-    cos, sin = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
-    left, right = heads[..., :half], heads[..., half:]
-    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=3)
-
-
-def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """(B,) -> (B, size), True on the first `lengths` places of each row."""
-    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+        return embeddings, self.blank(hidden).squeeze(2), tone
 
 
 def num_embeddings(num_frames: int, downsampling: int = 4) -> int:

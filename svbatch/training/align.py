@@ -79,11 +79,11 @@ def masked(frames: Tensor, lengths: Tensor) -> Tensor:
 
 def posteriors(
     projector: Projector, readout: Readout, frames: Tensor, lengths: Tensor, precision: Precision = "bfloat16"
-) -> tuple[Tensor, Tensor]:
-    """(speech embeddings (B, T, E), log-probabilities (B, T, 1 + V)) of frames (B, T', D)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(speech embeddings (B, T, E), log-probabilities (B, T, 1 + V), tone (B, A, E)) of frames (B, T', D)."""
     with torch.autocast(frames.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        speech, blank = projector(frames, lengths)
-        return speech, readout.log_probs(speech, blank)
+        speech, blank, tone = projector(frames, lengths)
+        return speech, readout.log_probs(speech, blank), tone
 
 
 def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
@@ -155,7 +155,7 @@ class Aligner:
         frames, lengths = stretched(*padded_frames(drawn))
         device = self._projector.log_scale.device
         frames, lengths = masked(frames, lengths).to(device), lengths.to(device)
-        _, log_probs = posteriors(self._projector, self._readout, frames, lengths)
+        _, log_probs, _ = posteriors(self._projector, self._readout, frames, lengths)
         sizes = -(-lengths // self._projector.downsampling)
         return {"ctc": ctc_loss(log_probs, sizes, [self._targets[clip.example] for clip in drawn])}
 

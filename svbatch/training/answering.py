@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from tqdm import tqdm
 
+from svbatch.annotate import detector_of
 from svbatch.ask import Mode as Heard
 from svbatch.ask import ask, read
 from svbatch.contract import contract_of
@@ -76,7 +77,7 @@ def heard_batches(tests: Sequence[Benchmark], model: Model) -> Iterator[Batch]:
         waveforms = {name: recordings[name].load() for name in some}
         places = []
         for name, waveform in waveforms.items():
-            segments = speech_segments(waveform)
+            segments = speech_segments(waveform, detector_of(model))
             spans = windows(waveform.size, segments) if name in windowed else segments
             places += [(name, span, span in segments) for span in spans]
         spans_heard = [

@@ -18,6 +18,7 @@ import yaml
 from svbatch.tasks.task import load_task
 from svbatch.training.benchmark import Benchmark, Item
 from svbatch.training.data import Example, read_waveform
+from svbatch.training.known import label_of
 from svbatch.training.mixtures import NO_SPEECH, joined, without_speech
 from svbatch.training.normaliser import normalised
 from svbatch.training.questions import lookalikes
@@ -37,7 +38,7 @@ def benchmarks(examples: Sequence[Example], *, seed: int, written: bool = True) 
         _benchmark("asr", "asr", [_item(e, e.text) for e in _english(examples)]),
         _benchmark("keyword_search", "keyword_search", _keyword_search(examples, seed)),
         _benchmark("speech_activity", "speech_activity", _speech_activity(examples, seed)),
-        _benchmark("speaker_count", "speaker_count", _speaker_count(examples, seed)),
+        _benchmark("speaker_count", "speaker_count", speaker_counts(examples, seed)),
         *(_benchmark(task, task, _labelled(task, examples)) for task in LABELLED),
         *_slots(examples),
     ]
@@ -88,14 +89,12 @@ def _english(examples: Sequence[Example]) -> list[Example]:
 def _labelled(task: str, examples: Sequence[Example]) -> list[Item]:
     """Those whose label is one of the task's, by its own name or by the name that a manifest has for it."""
     labels = load_task(task, Path()).label_names
-    meanings = _settings()["meanings"].get(task, {})
     items = []
     if task == "language":  # a source of one language would tell it by its microphone
         languages = {(e.source, e.lang) for e in examples if e.lang}
         examples = [e for e in examples if sum(source == e.source for source, _ in languages) > 1]
     for example in examples:
-        said = example.lang if task == "language" else example.labels.get(task)
-        truth = meanings.get(said, said) if isinstance(said, str) else None
+        truth = label_of(task, example)
         if truth in labels and (task != "accent" or example.lang == "en"):
             items.append(_item(example, truth))
     return items if len({item.truth for item in items}) > 1 else []
@@ -128,7 +127,7 @@ def _speech_activity(examples: Sequence[Example], seed: int) -> list[Item]:
     return items
 
 
-def _speaker_count(examples: Sequence[Example], seed: int) -> list[Item]:
+def speaker_counts(examples: Sequence[Example], seed: int) -> list[Item]:
     """By turns one speaker and several, two or three clips each; all of one source, so that no microphone tells."""
     random = np.random.default_rng([seed, 3])
     speakers: dict[str, dict[str, list[Example]]] = {}

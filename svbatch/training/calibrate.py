@@ -8,9 +8,10 @@ import torch
 from svbatch.bundle import Calibration
 from svbatch.model import Model
 from svbatch.training.data import Example
-from svbatch.training.listening import asked_keywords, heard_examples
+from svbatch.training.listening import asked_keywords, asked_labels, asked_speaker_counts, heard_examples
 
 MIN_ANSWERS = 20
+LABELLED = ("emotion", "sentiment", "accent", "gender", "language", "intent")
 LEAST_PROBABILITY = 1e-12
 
 
@@ -31,6 +32,11 @@ def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[s
         fitted["keyword_search"] = fitted_spotting(
             [a.probability for a in asked], [a.evidence or 0.0 for a in asked], [a.truth for a in asked]
         )
+    judged = {name: asked_labels(name, heard, model) for name in LABELLED}
+    judged["speaker_count"] = asked_speaker_counts(examples, model, seed)
+    for name, answers in judged.items():
+        if len(answers.truths) >= MIN_ANSWERS:
+            fitted[name] = Calibration(temperature=fitted_temperature(answers.probabilities, answers.truths))
     return fitted
 
 

@@ -1,8 +1,11 @@
 """What a manifest's labels say are the true answers of a library task.
 
-    any task of answer type label    its name, such as `emotion`: one of the task's labels; `lang` serves for language
-    intent, slots                    labels of the manifest's own are asked where any is none of the library's
-    slots                            {"slot": "value", …}
+    any task of answer type label    its name, such as `emotion`: one of the task's labels, or a word that meanings.yaml
+                                     has for it; `lang` serves for language. One that is told by the voice alone
+                                     counts if MIN_SPEAKERS have it
+    intent                           labels of the manifest's own are asked where any is none of the library's
+    slots                            {"slot": "value", …}; where any is none of the library's these are all that is
+                                     asked, and one that is not said is null
     keywords                         ["word", …]; an empty list is an answer too
     translation                      {"German": "…"}
     question                         {"What is asked?": "answer", …}
@@ -11,27 +14,23 @@ Of another kind of manifest, whose metadata are text, the last four are JSON in 
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from svbatch.errors import TaskError, TrainingError
 from svbatch.tasks.grammar import NONE
 from svbatch.tasks.task import Task, library_names, load_task
 from svbatch.training.data import Example
 
-LANGUAGES = {
-    "en": "english",
-    "de": "german",
-    "fr": "french",
-    "es": "spanish",
-    "it": "italian",
-    "nl": "dutch",
-    "pt": "portuguese",
-    "zh": "mandarin",
-}
+log = logging.getLogger(__name__)
+MIN_SPEAKERS = 5
+"""A label of the voice that fewer have would be learnt as their voices, or their microphone."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,35 @@ def known_answers(name: str, examples: Sequence[Example]) -> dict[int, list[Know
 
 
 def _labels(name: str, examples: Sequence[Example]) -> Iterator[tuple[int, Known]]:
-    values = {i: value for i, e in enumerate(examples) if (value := _label(name, e))}
+    values = {i: value for i, e in enumerate(examples) if (value := label_of(name, e))}
     task = _task_with(name, sorted(set(values.values())))
+    speakers: dict[str, set[str]] = {}
     for i, value in values.items():
-        if value in task.label_names:
+        speakers.setdefault(value, set()).add(examples[i].speaker or examples[i].key)
+    is_voice = "transcript" not in task.hears
+    rare = {label for label in task.label_names if is_voice and 0 < len(speakers.get(label, ())) < MIN_SPEAKERS}
+    if rare:
+        log.warning("%s: %s is left out: fewer than %d speakers have it", name, ", ".join(sorted(rare)), MIN_SPEAKERS)
+    for i, value in values.items():
+        if value in task.label_names and value not in rare:
             yield i, Known(task, value)
 
 
-def _label(name: str, example: Example) -> str | None:
-    if name == "language" and "language" not in example.labels:
-        return None if not example.lang else LANGUAGES.get(example.lang.split("-")[0].lower(), "other")
+def label_of(name: str, example: Example) -> str | None:
+    """What a manifest says of an example, as the task calls it where meanings.yaml knows the word."""
     value = example.labels.get(name)
-    return None if value is None else str(value)
+    if name == "language" and value is None:
+        code = (example.lang or "").split("-")[0].lower()
+        return _meanings()[name].get(code, "other") if code else None
+    return None if value is None else str(_meanings().get(name, {}).get(value, value))
+
+
+@cache
+def _meanings() -> dict[str, dict[str, str]]:
+    meanings: dict[str, dict[str, str]] = yaml.safe_load(
+        Path(__file__).with_name("meanings.yaml").read_text(encoding="utf-8")
+    )
+    return meanings
 
 
 def _task_with(name: str, seen: Sequence[str]) -> Task:
@@ -84,10 +100,13 @@ def _task_with(name: str, seen: Sequence[str]) -> Task:
 
 
 def _slots(examples: Sequence[Example]) -> Iterator[tuple[int, Known]]:
-    values = {i: slots for i, e in enumerate(examples) if (slots := _mapping("slots", e)) is not None}
-    task = _task_with("slots", sorted({slot for slots in values.values() for slot in slots}))
-    for i, slots in values.items():
-        yield i, Known(task, "; ".join(f"{slot} = {value}" for slot, value in slots.items()) or NONE)
+    library = set(_loaded(json.dumps("slots")).label_names)
+    for i, example in enumerate(examples):
+        slots = _mapping("slots", example)
+        if slots is None:
+            continue
+        said = "; ".join(f"{slot} = {value}" for slot, value in slots.items() if value is not None)
+        yield i, Known(_task_with("slots", sorted(slots) if set(slots) - library else ()), said or NONE)
 
 
 def _keywords(examples: Sequence[Example]) -> Iterator[tuple[int, Known]]:

@@ -16,11 +16,14 @@ from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
 from svbatch.tasks.answers import Answer
 from svbatch.tasks.task import Task, load_task
+from svbatch.training.benchmarks import speaker_counts
 from svbatch.training.data import Example, read_waveform
+from svbatch.training.known import known_answers
 from svbatch.training.normaliser import normalised
 from svbatch.training.questions import lookalikes
 
 EXAMPLES_AT_ONCE = 8
+HEARINGS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,49 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
         evidence = max((place.evidence for place in spotted if place is not None), default=None)
         asked.append(Asked(word, probability, evidence, truth))
     return asked
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers to one closed task at temperature 1: the probability of every label in the task's order, (N, L), and the
+    places of the true ones, (N,)."""
+
+    probabilities: list[list[float]]
+    truths: list[int]
+
+
+def asked_labels(name: str, heard: Sequence[Listened], model: Model) -> Judged:
+    """A task of the library asked of each recording that has its label, and holds speech."""
+    known = known_answers(name, [each.example for each in heard])
+    told = [(heard[i].hearings[0], own[0].answer) for i, own in known.items() if heard[i].hearings]
+    task = next((own[0].task for own in known.values()), None)
+    return _judged(task, told, model) if task is not None else Judged([], [])
+
+
+def asked_speaker_counts(examples: Sequence[Example], model: Model, seed: int) -> Judged:
+    """speaker_count asked of clips that are joined as for its test."""
+    told = []
+    for item in tqdm(speaker_counts(examples, seed), desc="speaker_count", disable=None):
+        sound = item.load()
+        spans = [Span(sound[s.start : s.end], s.start_s, False) for s in speech_segments(sound, detector_of(model))]
+        with torch.inference_mode():
+            told += [(hearing, item.truth) for hearing in hear(spans[:1], model)] if spans else []
+    return _judged(load_task("speaker_count", Path()), told, model)
+
+
+def _judged(task: Task, told: Sequence[tuple[Hearing, str]], model: Model) -> Judged:
+    places = {label: place for place, label in enumerate(task.label_names)}
+    judged = Judged([], [])
+    for start in range(0, len(told), HEARINGS_AT_ONCE):
+        some = told[start : start + HEARINGS_AT_ONCE]
+        with torch.inference_mode():
+            answers = ask([task], [hearing for hearing, _ in some], model)[task.name]
+        for answer, (_, truth) in zip(answers, some, strict=True):
+            if not isinstance(answer, Unanswered):
+                by_label = {each["label"]: each["probability"] for each in answer["probabilities"]}
+                judged.probabilities.append([by_label[label] for label in places])
+                judged.truths.append(places[truth])
+    return judged
 
 
 def _keyword_questions(heard: Sequence[Listened], seed: int) -> list[tuple[Listened, str, bool]]:

@@ -172,18 +172,25 @@ class Questioner:
                 yield Pair(_wording(one.task, random), one.answer, one.task.is_closed)
 
     def _counted(self, quantile: float, random: np.random.Generator) -> Question:
-        """One speaker, or two that are composed: one after the other, or both at once."""
+        """One speaker, mostly in two clips, one after the other; or two of one source if it can be, that are composed:
+        one after the other, or both at once."""
         clip = self._near(self._solo, quantile, random)
+        own = self._examples[clip.example]
         instruction = _wording(_LOADED["speaker_count"], random)
-        if self._listener is None or random.random() < 0.5:
-            return Question(clip, "audio", None, (Pair(instruction, "one", True),), self._said.get(clip.example))
-        speaker = self._examples[clip.example].speaker
-        others = [c for c in self._solo if self._examples[c.example].speaker != speaker]
-        other = others[int(random.integers(len(others)))]
-        layout: Layout = "joined" if random.random() < 0.5 else "mixed"
+        said = self._said.get(clip.example)
+        if self._listener is None:
+            return Question(clip, "audio", None, (Pair(instruction, "one", True),), said)
+        is_one = bool(random.random() < 0.5)
+        same = [c for c in self._solo if self._examples[c.example].source == own.source]
+        fits = [c for c in same if (self._examples[c.example].speaker == own.speaker) == is_one and c is not clip]
+        if is_one and (not fits or random.random() < 0.3):
+            return Question(clip, "audio", None, (Pair(instruction, "one", True),), said)
+        fits = fits or [c for c in self._solo if self._examples[c.example].speaker != own.speaker]
+        other = fits[int(random.integers(len(fits)))]
+        layout: Layout = "joined" if is_one or random.random() < 0.5 else "mixed"
         length = clip.length + other.length if layout == "joined" else max(clip.length, other.length)
         both = LiveClip(clip.example, length, self._listener, (other.example, layout))
-        return Question(both, "audio", None, (Pair(instruction, "two", True),), None)
+        return Question(both, "audio", None, (Pair(instruction, "one" if is_one else "two", True),), None)
 
     def _keyword(self, said: str, random: np.random.Generator) -> tuple[str, bool]:
         """A word and whether it is said: half are; of the others half look like one that is."""

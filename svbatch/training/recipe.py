@@ -49,13 +49,15 @@ class LanguageModelChoice(_Part):
 
 
 class ProjectorShape(_Part):
-    """Ours: convolutions, transformer layers and the read-out. `num_layers` counts transformer layers."""
+    """Ours: convolutions, transformer layers and the read-out. `num_layers` counts transformer layers. tone: tasks of
+    the library whose labels are read from the voice and given to the LLM as words."""
 
     width: PositiveInt
     num_layers: int
     num_heads: int
     dropout: float
     strides: list[PositiveInt] = [2, 2]
+    tone: list[str] = []
 
 
 class PaperShape(_Part):
@@ -82,6 +84,16 @@ class AlignStage(_Part):
     name: str
     frames_per_batch: PositiveInt
     corpora: dict[str, NonNegativeFloat] = {}
+    micro_batches: PositiveInt = 1
+    stop: Stopping | None = None
+    schedule: Schedule
+
+
+class ToneStage(_Part):
+    """Labels of the voice, for the head that the projector's `tone` names; the LLM's layers are not run."""
+
+    name: str
+    hearings_per_batch: PositiveInt
     micro_batches: PositiveInt = 1
     stop: Stopping | None = None
     schedule: Schedule
@@ -115,6 +127,8 @@ class LanguageStage(_Part):
 
 def _kind_of(value: Any) -> str:
     keys = value if isinstance(value, dict) else vars(value)
+    if "hearings_per_batch" in keys:
+        return "tone"
     return "align" if "frames_per_batch" in keys else "ask"
 
 
@@ -139,7 +153,12 @@ class Recipe(_Part):
     precision: Precision = "bfloat16"
     gradient_checkpointing: bool = False
     stages: list[
-        Annotated[Annotated[AlignStage, Tag("align")] | Annotated[LanguageStage, Tag("ask")], Discriminator(_kind_of)]
+        Annotated[
+            Annotated[AlignStage, Tag("align")]
+            | Annotated[ToneStage, Tag("tone")]
+            | Annotated[LanguageStage, Tag("ask")],
+            Discriminator(_kind_of),
+        ]
     ]
 
     @property
@@ -153,8 +172,14 @@ class Recipe(_Part):
             raise ValueError("name the frozen parts by `parts`, a bundle, or by `encoder` and `llm`")
         if self.has_readout != (self.readout_tokens > 0):
             raise ValueError("`readout_tokens` goes with our projector, which has a read-out; the paper's has none")
-        if not self.has_readout and any(isinstance(stage, AlignStage) or stage.ctc_weight for stage in self.stages):
+        if not self.has_readout and any(
+            isinstance(stage, AlignStage) or (isinstance(stage, LanguageStage) and stage.ctc_weight)
+            for stage in self.stages
+        ):
             raise ValueError("the paper's projector has no read-out: leave out the align stage and `ctc_weight`")
+        reads_tone = isinstance(self.projector, ProjectorShape) and bool(self.projector.tone)
+        if not reads_tone and any(isinstance(stage, ToneStage) for stage in self.stages):
+            raise ValueError("a tone stage wants `projector.tone`: the tasks whose labels are read from the voice")
         if twice := [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]:
             raise ValueError(f"two stages are called {twice[0]}; each has its own checkpoint, so name them apart")
         return self

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from svbatch.errors import TrainingError
+from svbatch.errors import TaskError, TrainingError
 from svbatch.language.weights import add_adapter
 from svbatch.speech.projector import ConvolutionalProjector, Projector, ProjectorConfig
 from svbatch.speech.waveform import encoder_of, frame_samples
+from svbatch.tasks.task import load_task
 from svbatch.training.recipe import AdapterShape, PaperShape, Recipe
 
 EMBEDDING_SAMPLES = 1280  # 12.5 speech embeddings a second of 16 kHz
@@ -87,8 +89,22 @@ def make_projector(
         return ConvolutionalProjector(
             encoder_width=width, llm_width=llm_width, strides=shape.strides, mixed_layers=mixed_layers
         )
-    config = ProjectorConfig(encoder_width=width, llm_width=llm_width, mixed_layers=mixed_layers, **shape.model_dump())
-    return Projector(config)
+    sizes = shape.model_dump() | {"tone": [len(labels) for labels in tone_labels(shape.tone).values()]}
+    return Projector(ProjectorConfig(encoder_width=width, llm_width=llm_width, mixed_layers=mixed_layers, **sizes))
+
+
+def tone_labels(names: Sequence[str]) -> dict[str, list[str]]:
+    """Labels by name of the library's task. Raises TrainingError for a task whose answer is no label."""
+    found = {}
+    for name in names:
+        try:
+            task = load_task(name, Path())
+        except TaskError as error:
+            raise TrainingError(f"projector.tone: {error}") from error
+        if task.answer != "label":
+            raise TrainingError(f"projector.tone: the answer to {name} is no label; name tasks whose answer is one")
+        found[name] = list(task.label_names)
+    return found
 
 
 def with_adapter(llm: PreTrainedModel, shape: AdapterShape) -> Any:

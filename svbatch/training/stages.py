@@ -18,14 +18,16 @@ from svbatch.language.weights import load_base_model
 from svbatch.model import choose_device, frame_samples, llm_folder, load_encoder, load_recogniser, load_tokenizer
 from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.readout import Readout, spoken_form
+from svbatch.speech.tone import word_embedding
 from svbatch.training.align import Aligner, scored_tokens
 from svbatch.training.checkpoints import Validation, optimise
 from svbatch.training.data import Example, held_out, read_manifests
 from svbatch.training.frames import Heard, Listener, cached_frames
 from svbatch.training.questions import Question, Questioner
-from svbatch.training.recipe import AlignStage, LanguageStage, Recipe
-from svbatch.training.shape import make_projector, sized, with_adapter
+from svbatch.training.recipe import AlignStage, LanguageStage, ProjectorShape, Recipe, ToneStage
+from svbatch.training.shape import make_projector, sized, tone_labels, with_adapter
 from svbatch.training.teach import Teacher
+from svbatch.training.tone import ToneTeacher
 from svbatch.training.transcripts import chosen, recognised
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,8 @@ def train(recipe: Recipe, bundle: Bundle, data: Path, output: Path) -> Trained:
     for stage in recipe.stages:
         if isinstance(stage, AlignStage):
             _align(stage, recipe, parts, corpus, output)
+        elif isinstance(stage, ToneStage):
+            _listen(stage, recipe, parts, corpus, output)
         else:
             _teach(stage, recipe, parts, corpus, output)
     return parts
@@ -135,6 +139,10 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not isinstance(projector, Projector):
         return Trained(projector, None, adapted, tokenizer)
+    if projector.tone is not None and isinstance(recipe.projector, ProjectorShape):
+        names = [name for labels in tone_labels(recipe.projector.tone).values() for name in labels]
+        ids = [tokenizer.encode(f" {name.replace('_', ' ')}", add_special_tokens=False).ids for name in names]
+        projector.tone.words.copy_(torch.stack([word_embedding(each, embeddings) for each in ids]))
     texts = [spoken_form(e.text) for e in examples if e.text and e.lang == "en"]
     token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
     readout = Readout(token_ids, embeddings[token_ids].float(), projector.log_scale)
@@ -163,6 +171,28 @@ def _align(stage: AlignStage, recipe: Recipe, parts: Trained, corpus: Corpus, ou
         seed=recipe.seed,
         micro_batches=stage.micro_batches,
         validation=_validation(stage, judge.losses, judge.per_epoch if judge.clips else 0),
+        describe=learner.describe,
+    )
+
+
+def _listen(stage: ToneStage, recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None:
+    assert isinstance(parts.projector, Projector)
+    assert isinstance(recipe.projector, ProjectorShape)
+    assert parts.projector.tone is not None
+    head, labels = parts.projector.tone, tone_labels(recipe.projector.tone)
+    learner, judge = (
+        ToneTeacher(head, labels, corpus.examples, clips, corpus.listener, stage, seed=recipe.seed)
+        for clips in (corpus.clips, corpus.held_out if stage.stop else corpus.clips)
+    )
+    optimise(
+        stage.name,
+        {"tone": head},
+        stage.schedule,
+        learner.losses,
+        output,
+        seed=recipe.seed,
+        micro_batches=stage.micro_batches,
+        validation=_validation(stage, judge.losses, VALIDATION_BATCHES),
         describe=learner.describe,
     )
 
@@ -206,7 +236,7 @@ def _names(questions: Sequence[Question], examples: Sequence[Example]) -> str:
 
 
 def _validation(
-    stage: AlignStage | LanguageStage, losses: Callable[[int], dict[str, Tensor]], num_batches: int
+    stage: AlignStage | ToneStage | LanguageStage, losses: Callable[[int], dict[str, Tensor]], num_batches: int
 ) -> Validation | None:
     if stage.stop is None:
         return None

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 RATES = (0.85, 1.2)  # drawn uniformly; 1 is the voice's own
 PITCHES = (30, 70)  # drawn uniformly; 50 is the voice's own
-OWN_KEYS = {"audio", "duration", "gender", "lang", "licence", "source", "speaker", "speech", "words"}
+OWN_KEYS = {"accent", "audio", "duration", "gender", "lang", "licence", "source", "speaker", "speech", "words"}
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ def _write(utterance: Utterance, output: Path) -> dict[str, Any]:
         "gender": voice.gender,
         "speech": True,
     }
+    if voice.accent:
+        row["accent"] = voice.accent
     if words:
         row["words"] = [{"word": word, "start": None if s is None else round(s, 3)} for word, s in words]
     return row | utterance.labels

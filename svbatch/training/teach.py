@@ -49,8 +49,9 @@ class Teacher:
             with self._autocast():
                 speech = self._projector(frames, lengths)
             return self.answer_losses(questions, [speech[i, :size] for i, size in enumerate(sizes)])
-        speech, log_probs = posteriors(self._projector, self._readout, frames, lengths, self._precision)
-        vectors = [self._readout.spoken(speech[i, :size], log_probs[i, :size]) for i, size in enumerate(sizes)]
+        speech, log_probs, tone = posteriors(self._projector, self._readout, frames, lengths, self._precision)
+        spoken = [self._readout.spoken(speech[i, :size], log_probs[i, :size]) for i, size in enumerate(sizes)]
+        vectors = [torch.cat([tone[i], own]) if sizes[i] else own for i, own in enumerate(spoken)]
         losses = self.answer_losses(questions, vectors)
         rows = [i for i, question in enumerate(questions) if question.said is not None]
         if ctc_weight and log_probs.requires_grad and rows:

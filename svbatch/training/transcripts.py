@@ -14,6 +14,8 @@ from svbatch.speech.recogniser import Recogniser
 from svbatch.training.data import Example, fits, waveform_of
 
 BATCH = 8
+WORDED = {"intent", "keywords", "question", "sentiment", "slots", "translation"}
+"""Labels of tasks that are told by the words."""
 
 
 def recognised(
@@ -47,6 +49,8 @@ def recognised(
 
 
 def chosen(examples: Sequence[Example], *, size: int, seed: int) -> list[int]:
-    """Indices of `size` English examples to transcribe, drawn at random."""
+    """Indices of `size` English examples to transcribe, drawn at random; first of those that answer a task which reads
+    the words."""
     english = [i for i, e in enumerate(examples) if e.lang == "en"]
-    return [english[i] for i in np.random.default_rng(seed).permutation(len(english))[:size]]
+    drawn = [english[i] for i in np.random.default_rng(seed).permutation(len(english))]
+    return sorted(drawn, key=lambda i: WORDED.isdisjoint(examples[i].labels))[:size]

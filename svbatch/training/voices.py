@@ -41,6 +41,14 @@ class Voice:
     def speaker(self) -> str:
         return f"{self.synthesiser}-{self.name}"
 
+    @property
+    def accent(self) -> Literal["american", "british"] | None:
+        """None for espeak-ng's Caribbean English, which is neither."""
+        if self.synthesiser != "espeak-ng":
+            return "british" if self.name == "awb" else "american"
+        accent, _, _ = self.name.partition("+")
+        return "american" if accent.startswith("en-us") else None if accent == "en-029" else "british"
+
 
 # espeak-ng is GPL-3.0-or-later; that covers the program, not the sound that it makes.
 ESPEAK_LICENCE = "unrestricted (output of espeak-ng)"

@@ -25,7 +25,7 @@ def session(tiny_bundle) -> OnnxSession:
 def published(tiny_bundle) -> Projector:
     """The tiny bundle's projector in torch, from the same file of float16 weights."""
     manifest = tiny_bundle.manifest
-    config = {**manifest.projector.config, "encoder_width": manifest.encoder.width, "llm_width": 64}
+    config = {**manifest.projector.config, "encoder_width": manifest.encoder.width, "llm_width": 64, "tone": (4, 2)}
     module = Projector(ProjectorConfig(**config)).eval().requires_grad_(False)
     weights = {
         k: v.float() for k, v in load_file(tiny_bundle.path("projector.safetensors")).items() if k != "token_ids"
@@ -37,9 +37,10 @@ def published(tiny_bundle) -> Projector:
 @settings(max_examples=40, deadline=None)
 @given(num_frames=st.integers(1, 1500))
 def test_four_frames_give_one_embedding_and_a_rest_gives_one_more(projector, num_frames):
-    embeddings, blank = projector(torch.zeros(1, num_frames, 12), torch.tensor([num_frames]))
+    embeddings, blank, tone = projector(torch.zeros(1, num_frames, 12), torch.tensor([num_frames]))
     assert embeddings.shape == (1, num_embeddings(num_frames), 24)
     assert blank.shape == (1, num_embeddings(num_frames))
+    assert tone.shape == (1, 0, 24)
 
 
 @settings(max_examples=20, deadline=None)
@@ -49,9 +50,9 @@ def test_padding_changes_no_embedding_of_a_neighbour(projector, lengths, seed):
     batch = torch.full((len(rows), max(lengths), 12), 1e3)  # what lies past a row's end must not matter
     for place, row in zip(batch, rows, strict=True):
         place[: len(row)] = row
-    together, blanks = projector(batch, torch.tensor(lengths))
+    together, blanks, _ = projector(batch, torch.tensor(lengths))
     for i, row in enumerate(rows):
-        alone, blank = projector(row[None], torch.tensor([len(row)]))
+        alone, blank, _ = projector(row[None], torch.tensor([len(row)]))
         real = num_embeddings(len(row))
         torch.testing.assert_close(together[i, :real], alone[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(blanks[i, :real], blank[0], atol=1e-4, rtol=0)
@@ -61,8 +62,9 @@ def test_padding_changes_no_embedding_of_a_neighbour(projector, lengths, seed):
 def test_the_graph_agrees_with_torch(published, session, lengths):
     frames = np.random.default_rng(1).standard_normal((len(lengths), max(lengths), 64)).astype(np.float32)
     given = session.run({"frames": frames, "lengths": np.array(lengths)})
-    embeddings, blank = published(torch.from_numpy(frames), torch.tensor(lengths))
+    embeddings, blank, tone = published(torch.from_numpy(frames), torch.tensor(lengths))
     assert given["embeddings"].shape == embeddings.shape
+    np.testing.assert_allclose(given["tone"], tone.numpy(), atol=1e-3)
     for row, length in enumerate(lengths):
         real = num_embeddings(length)
         np.testing.assert_allclose(given["embeddings"][row, :real], embeddings[row, :real].numpy(), atol=1e-3)

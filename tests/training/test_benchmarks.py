@@ -10,6 +10,7 @@ from svbatch.corpus.segment import speech_segments
 from svbatch.training.benchmarks import benchmarks, table
 from svbatch.training.data import Example, read_manifest
 from svbatch.training.mixtures import MAX_PART_S, NO_SPEECH, joined, without_speech
+from svbatch.training.synthesise import read_sentences
 from svbatch.training.voices import VOICES
 from svbatch.training.written import VARIANTS, can_speak, written_benchmarks
 
@@ -157,9 +158,8 @@ def test_written_tests_are_large_enough_and_balanced():
 
 
 def test_what_is_written_for_tests_is_consistent_and_never_trained_on():
-    trained = {
-        line.strip().rstrip(".?!").lower() for path in SENTENCES.glob("*.txt") for line in path.read_text().splitlines()
-    }
+    sentences = read_sentences(sorted(path for path in SENTENCES.iterdir()))
+    trained = {text.rstrip(".?!").lower() for text, _ in sentences}
     for test in written_benchmarks():
         labels = set(test.task.label_names)
         for item in test.items:

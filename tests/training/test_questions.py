@@ -111,13 +111,13 @@ def test_a_stage_that_its_data_cannot_answer_is_refused(examples, clips):
 @pytest.fixture
 def labelled() -> list[Example]:
     """Speakers with labels: one emotion is rare."""
-    emotions = ["happy"] * 18 + ["sad"] * 2
+    emotions = ["happy"] * 45 + ["sad"] * 5
     return [
         Example(
             Path(f"{i}.wav"),
             text=TEXTS[i % 5],
             lang="en",
-            speaker=f"s{i % 4}",
+            speaker=f"s{i % 10}",
             source=f"c{i % 2}",
             labels={"emotion": emotion, "slots": {"dish": "soup"} if i % 2 else {}, "translation": {"German": "Hallo"}},
         )
@@ -151,16 +151,41 @@ def test_slots_and_translations_are_asked_where_they_are_known(labelled):
     assert not any(pair.is_closed for _, pair in pairs)
 
 
-def test_language_comes_from_lang_and_labels_of_another_set_are_not_asked():
+def test_slots_of_a_manifests_own_are_asked_alone_and_may_be_unsaid():
     examples = [
-        Example(Path("a.wav"), lang="de-AT", labels={"emotion": "bored"}),
-        Example(Path("b.wav"), lang="en", labels={"emotion": "sad"}),
+        Example(Path("a.wav"), labels={"slots": {"flavour": "lemon", "cone": None}}),
+        Example(Path("b.wav"), labels={"slots": {"place": "Oslo"}}),
     ]
-    assert {i: known[0].answer for i, known in known_answers("language", examples).items()} == {
-        0: "german",
-        1: "english",
-    }
-    assert list(known_answers("emotion", examples)) == [1]
+    known = {i: own[0] for i, own in known_answers("slots", examples).items()}
+    assert {i: one.answer for i, one in known.items()} == {0: "flavour = lemon", 1: "place = Oslo"}
+    assert known[0].task.label_names == ("cone", "flavour")
+    assert "person" in known[1].task.label_names
+
+
+def of_five(**fields) -> list[Example]:
+    """The same of five speakers."""
+    return [Example(Path(f"{i}.wav"), speaker=f"{fields}{i}", **fields) for i in range(5)]
+
+
+def test_a_manifests_own_word_for_a_label_is_the_tasks():
+    examples = [*of_five(labels={"emotion": "anger"}), *of_five(labels={"accent": "US"})]
+    assert {known[0].answer for known in known_answers("emotion", examples).values()} == {"angry"}
+    assert {known[0].answer for known in known_answers("accent", examples).values()} == {"american"}
+
+
+def test_language_comes_from_lang_and_labels_of_another_set_are_not_asked():
+    examples = [*of_five(lang="de-AT", labels={"emotion": "bored"}), *of_five(lang="en", labels={"emotion": "sad"})]
+    answers = [known[0].answer for known in known_answers("language", examples).values()]
+    assert answers == ["german"] * 5 + ["english"] * 5
+    assert list(known_answers("emotion", examples)) == [5, 6, 7, 8, 9]
+
+
+def test_a_label_of_the_voice_that_few_speakers_have_is_left_out_and_named(caplog):
+    examples = [*of_five(labels={"accent": "us"}), *of_five(labels={"accent": "canada"})[:4]]
+    assert {known[0].answer for known in known_answers("accent", examples).values()} == {"american"}
+    assert "accent: canadian is left out: fewer than 5 speakers have it" in caplog.text
+    words = of_five(lang="en", labels={"sentiment": "positive"})[:1]
+    assert list(known_answers("sentiment", words)) == [0]
 
 
 def test_a_sound_asked_of_alone_is_not_asked_of_beside_a_transcript(labelled):
@@ -173,17 +198,22 @@ def test_a_sound_asked_of_alone_is_not_asked_of_beside_a_transcript(labelled):
         assert not emotions or question.mode == "audio"
 
 
-def test_one_speaker_or_two_composed_of_different_ones(labelled):
+def test_one_speaker_or_two_and_clips_that_are_joined_tell_neither(labelled):
     listener = Listener(labelled, None, 320, [])
     questions = asked_of(labelled, questions={"speaker_count": 1.0}, listener=listener)
     answers = [question.pairs[0].answer for question in questions]
     assert 0.35 < answers.count("two") / len(answers) < 0.65
     for question, answer in zip(questions, answers, strict=True):
-        assert isinstance(question.clip, LiveClip) == (answer == "two")
-        if isinstance(question.clip, LiveClip):
-            other, _ = question.clip.other
-            assert labelled[other].speaker != labelled[question.clip.example].speaker
-            assert question.said is None
+        if not isinstance(question.clip, LiveClip):
+            assert answer == "one"
+            continue
+        other, layout = question.clip.other
+        own = labelled[question.clip.example]
+        assert (labelled[other].speaker == own.speaker) == (answer == "one")
+        assert labelled[other].source == own.source
+        assert answer == "two" or layout == "joined"
+        assert question.said is None
+    assert any(isinstance(q.clip, LiveClip) and a == "one" for q, a in zip(questions, answers, strict=True))
 
 
 def test_a_corpus_is_heard_as_often_as_its_weight_says(labelled):
