@@ -1,6 +1,6 @@
 """Recordings in, Arrow tables out: hear every span once, then ask it all its questions.
 
-    decode ─► spans ─► encoder ─┬─► projector ─► speech embeddings, read-out
+    decode ─► spans ─► encoder ─┬─► projector ─► speech embeddings, read-out, tone
                                 └─► recogniser ─► transcript
     [speech embeddings] [transcript] read once by the LLM ─► each task's question ─► rows
 

@@ -8,7 +8,6 @@ from svbatch.hear import Hearing, Span, hear, timed_words
 from svbatch.speech.projector import num_embeddings
 from svbatch.speech.recogniser import Transcript
 
-
 NUM_TONES = 2  # of the tiny bundle, before what was read
 
 

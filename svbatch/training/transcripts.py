@@ -49,8 +49,11 @@ def recognised(
 
 
 def chosen(examples: Sequence[Example], *, size: int, seed: int) -> list[int]:
-    """Indices of `size` English examples to transcribe, drawn at random; first of those that answer a task which reads
-    the words."""
+    """Indices of `size` English examples to transcribe, drawn at random; half of them, if there are so many, answer a
+    task that is told by the words."""
     english = [i for i, e in enumerate(examples) if e.lang == "en"]
     drawn = [english[i] for i in np.random.default_rng(seed).permutation(len(english))]
-    return sorted(drawn, key=lambda i: WORDED.isdisjoint(examples[i].labels))[:size]
+    worded = [i for i in drawn if not WORDED.isdisjoint(examples[i].labels)]
+    others = [i for i in drawn if WORDED.isdisjoint(examples[i].labels)]
+    num_worded = max(size - len(others), min(size // 2, len(worded)))
+    return worded[:num_worded] + others[: size - num_worded]
