@@ -15,6 +15,7 @@ from svbatch.speech.layers import TransformerLayer, length_mask
 WIDTH = 96
 HEADS = 4
 STRIDES = (2, 2)
+SHORT = 16  # hidden vectors that are averaged before their deviation is taken: 1.28 s, some words of one speaker
 DROPOUT = 0.2
 
 
@@ -33,11 +34,12 @@ class ToneHead(nn.Module):
         )
         self.dropout = nn.Dropout(DROPOUT)
         self.layers = nn.ModuleList(TransformerLayer(WIDTH, HEADS, DROPOUT) for _ in range(2))
-        self.output = nn.Linear(2 * WIDTH, sum(num_labels))
+        self.output = nn.Linear(3 * WIDTH, sum(num_labels))
         self.register_buffer("words", torch.zeros(sum(num_labels), llm_width))
 
     def logits(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, D) and (B,) valid frames -> (B, Σ num_labels): from mean and deviation over time."""
+        """(B, T, D) and (B,) valid frames -> (B, Σ num_labels): from mean and deviation over time, of single
+        vectors and of short means, which move where the speaker changes."""
         hidden: Tensor = self.norm(frames)
         for conv, stride in zip(self.convs, STRIDES, strict=True):
             hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
@@ -47,10 +49,9 @@ class ToneHead(nn.Module):
         hidden = self.dropout(hidden)
         for layer in self.layers:
             hidden = layer(hidden, mask)
-        real, size = mask.unsqueeze(2).to(hidden.dtype), lengths.unsqueeze(1).to(hidden.dtype)
-        mean = (hidden * real).sum(dim=1) / size
-        variance = ((hidden - mean.unsqueeze(1)).square() * real).sum(dim=1) / size
-        logits: Tensor = self.output(torch.cat([mean, (variance + 1e-5).sqrt()], dim=1))
+        pooled = [_mean(hidden, mask), _deviation(hidden, mask)]
+        pieces, some = _short_means(hidden, mask)
+        logits: Tensor = self.output(torch.cat([*pooled, _deviation(pieces, some)], dim=1))
         return logits
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -58,6 +59,27 @@ class ToneHead(nn.Module):
         parts = torch.split(self.logits(frames, lengths).float(), self.num_labels, dim=1)
         words = torch.split(self.words.float(), self.num_labels)
         return torch.stack([part.softmax(dim=1) @ own for part, own in zip(parts, words, strict=True)], dim=1)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, W), (B, T) True where real -> (B, W)."""
+    real = mask.unsqueeze(2).to(hidden.dtype)
+    return (hidden * real).sum(dim=1) / real.sum(dim=1)
+
+
+def _deviation(hidden: Tensor, mask: Tensor) -> Tensor:
+    squares = (hidden - _mean(hidden, mask).unsqueeze(1)).square()
+    return (_mean(squares, mask) + 1e-5).sqrt()
+
+
+def _short_means(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of SHORT neighbours every SHORT / 2, of the real ones among them; which hold any."""
+    real = mask.unsqueeze(1).to(hidden.dtype)
+    sums, sizes = (
+        nn.functional.avg_pool1d(each, SHORT, stride=SHORT // 2, padding=SHORT // 2)
+        for each in (hidden.transpose(1, 2) * real, real)
+    )
+    return (sums / sizes.clamp(min=1e-3)).transpose(1, 2), sizes.squeeze(1) > 0
 
 
 def word_embedding(ids: Sequence[int], embeddings: Tensor) -> Tensor:

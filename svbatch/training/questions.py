@@ -113,7 +113,7 @@ class Questioner:
                 continue
             questions.append(question)
             used += 10 + question.clip.length * 0.1 + len(question.transcript or "") / 4
-            used += sum(20 + len(pair.answer) / 4 for pair in question.pairs)
+            used += sum(10 + (len(pair.instruction) + len(pair.answer)) / 4 for pair in question.pairs)
         return questions
 
     def _one(self, quantile: float, random: np.random.Generator) -> Question:

@@ -23,7 +23,7 @@ from svbatch.training.frames import Heard, Listener
 from svbatch.training.known import known_answers
 from svbatch.training.recipe import ToneStage
 
-MAX_FRAMES = 400  # of a clip: 8 s
+MAX_FRAMES = 200  # of a clip: 4 s
 GAP_FRAMES = (8, 25)
 GAPS = 24  # of silence as the encoder hears it after speech
 COUNTED = "speaker_count"
