@@ -73,10 +73,11 @@ def _deviation(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _short_means(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of SHORT neighbours every SHORT / 2, of the real ones among them; which hold any."""
+    """Means of SHORT neighbours every SHORT / 2, of the real ones among them; which hold any. As many of a row alone as
+    of one that is padded."""
     real = mask.unsqueeze(1).to(hidden.dtype)
     sums, sizes = (
-        nn.functional.avg_pool1d(each, SHORT, stride=SHORT // 2, padding=SHORT // 2)
+        nn.functional.avg_pool1d(nn.functional.pad(each, (SHORT // 2, SHORT - 1)), SHORT, stride=SHORT // 2)
         for each in (hidden.transpose(1, 2) * real, real)
     )
     return (sums / sizes.clamp(min=1e-3)).transpose(1, 2), sizes.squeeze(1) > 0

@@ -1,6 +1,6 @@
 """Speech made from written sentences, with a manifest that `svbatch train --data DIR` reads:
 
-    python -m svbatch.training.synthesise --sentences jobs/train/sentences/*.txt --output DIR --seed 1
+    python -m svbatch.training.synthesise --sentences jobs/train/sentences/* --output DIR --seed 1
 
 Each sentence is spoken once, by a voice, rate and pitch drawn from the seed and the sentence. Run it again
 with another seed to add the same sentences in other voices to the same folder. What the manifest lists is
