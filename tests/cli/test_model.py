@@ -160,6 +160,7 @@ def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_pat
     recipe |= {"name": "taught", "parts": str(tiny_base.folder), "readout_tokens": 60, "held_out_every": 2}
     recipe["projector"] = {"width": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
     recipe["adapter"] = {"rank": 2, "alpha": 4, "targets": ["q_proj"]}
+    recipe |= {"manifests": ["train.jsonl"], "stages": recipe["stages"][:3]}
     for stage in recipe["stages"]:
         stage["schedule"]["steps"] = 1
     _, asr, tasks = recipe["stages"]
