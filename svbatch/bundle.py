@@ -55,10 +55,12 @@ class FetchedEntry(FileEntry):
 
 class EncoderPart(_Part):
     """`external_data`: the file name by which the graph calls its weights, assembled into the cache unless it lies in
-    the bundle; null if the graph holds them itself. `width`: of a frame, all layers where it holds several."""
+    the bundle; null if the graph holds them itself. `width`: of a frame, all layers where it holds several, of which
+    the last `voice_width` are for the voice (svbatch.speech.chosen_layers)."""
 
     graph: FileName
     width: PositiveInt
+    voice_width: PositiveInt | None = None
     frames_per_second: PositiveInt | PositiveFloat
     window_seconds: PositiveInt
     external_data: FileName | None
@@ -177,6 +179,8 @@ class Bundle:
         )
         if self.manifest.llm.config is None:  # ids of bundles with a GGUF are older than these keys
             settings["llm"] = {key: settings["llm"][key] for key in ("weights", "tokenizer")}
+        if self.manifest.encoder.voice_width is None:  # and this one
+            del settings["encoder"]["voice_width"]
         entries = {**self.manifest.files, **self.manifest.fetched}
         settings["sha256"] = {name: entry.sha256 for name, entry in entries.items()}
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)

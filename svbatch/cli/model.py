@@ -101,7 +101,10 @@ def fetch_weights(name: str, to: Path | None, cache: Path | None) -> None:
 @click.argument("model")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="A folder for graph and weights.")
 @click.option("--half", is_flag=True, help="Compute in float16: half the size; for GPUs.")
-def export(model: str, output: Path, half: bool) -> None:
+@click.option(
+    "--voice-layer", type=int, help="Put the output of this layer, from 1, behind the last one's: for the voice."
+)
+def export(model: str, output: Path, half: bool, voice_layer: int | None) -> None:
     """Export the speech encoder of MODEL as OUTPUT/encoder.onnx, with its weights beside it.
 
     MODEL is a folder in transformers' format, or hf://OWNER/NAME: any Whisper, wav2vec 2.0, HuBERT,
@@ -113,12 +116,16 @@ def export(model: str, output: Path, half: bool) -> None:
     Example:  svbatch export hf://microsoft/wavlm-base-plus --output encoders/wavlm
               svbatch export models/whisper-small --output encoders/whisper --half
     """
+    from svbatch.speech.chosen_layers import ChosenLayers
     from svbatch.speech.export import write_encoder
     from svbatch.speech.pretrained import load_encoder_to_export
 
     encoder, normalise = load_encoder_to_export(model)
-    graph = write_encoder(encoder, output, half=half, normalise=normalise)
-    click.echo(f"{graph}: {encoder.config.hidden_size} wide, {'float16' if half else 'float32'}")
+    chosen = ChosenLayers(voice=voice_layer)
+    graph = write_encoder(encoder, output, half=half, normalise=normalise, chosen=chosen)
+    click.echo(
+        f"{graph}: {encoder.config.hidden_size * (2 if voice_layer else 1)} wide, {'float16' if half else 'float32'}"
+    )
 
 
 @click.command()

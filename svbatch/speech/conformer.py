@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank, window_function
 
+from svbatch.speech.chosen_layers import ChosenLayers
+
 HOP_SAMPLES = 160
 FFT_SAMPLES = 512
 WINDOW_SAMPLES = 400
@@ -86,9 +88,9 @@ def _until(lengths: Tensor, size: int) -> Tensor:
 class StackedEncoder(nn.Module):
     """w2v-BERT's Conformer with its log-mel. A row has as many frames as whole stacks of columns lie in its sound."""
 
-    def __init__(self, model: Any, *, mixed: bool) -> None:
+    def __init__(self, model: Any, chosen: ChosenLayers) -> None:
         super().__init__()
-        self.encoder, self.mixed = model, mixed
+        self.encoder, self.chosen = model, chosen
         model.set_attn_implementation("eager")
         self.stacked = model.config.feature_projection_input_dim // 80
         self.log_mel = _kaldi_log_mel(80)
@@ -113,15 +115,15 @@ class StackedEncoder(nn.Module):
                 hidden, attention_mask=attend, relative_position_embeddings=positions, conv_attention_mask=real
             )
             layers.append(hidden)
-        return (torch.cat(layers, dim=2) if self.mixed else hidden) * real[:, :, None]
+        return self.chosen.frames(layers) * real[:, :, None]
 
 
 class SubsampledEncoder(nn.Module):
     """Parakeet's FastConformer with its log-mel."""
 
-    def __init__(self, model: Any, *, mixed: bool) -> None:
+    def __init__(self, model: Any, chosen: ChosenLayers) -> None:
         super().__init__()
-        self.encoder, self.mixed = model, mixed
+        self.encoder, self.chosen = model, chosen
         model.set_attn_implementation("eager")
         self.log_mel = _slaney_log_mel(model.config.num_mel_bins)
 
@@ -145,4 +147,4 @@ class SubsampledEncoder(nn.Module):
         for layer in model.layers:
             hidden = layer(hidden, attention_mask=attend, position_embeddings=positions)
             layers.append(hidden)
-        return (torch.cat(layers, dim=2) if self.mixed else hidden) * real[:, :, None]
+        return self.chosen.frames(layers) * real[:, :, None]

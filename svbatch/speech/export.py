@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from svbatch.errors import BundleError
+from svbatch.speech.chosen_layers import LAST_LAYER, ChosenLayers
 from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.waveform import WINDOW_SAMPLES, waveform_encoder
 
@@ -28,7 +29,9 @@ EXTERNAL_DATA = "encoder.weights"
 MIN_EXTERNAL_BYTES = 1024
 
 
-def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normalise: bool, mixed: bool = False) -> Path:
+def write_encoder(
+    encoder: PreTrainedModel, folder: Path, *, half: bool, normalise: bool, chosen: ChosenLayers = LAST_LAYER
+) -> Path:
     """Writes folder/encoder.onnx with its weights, `EXTERNAL_DATA`, beside it, and returns the graph's path.
 
     `encoder` is changed as `export_encoder` says. Raises BundleError for another kind of model or if `folder`
@@ -37,7 +40,7 @@ def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normali
     graph = folder / "encoder.onnx"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        export_encoder(encoder, graph, half=half, normalise=normalise, mixed=mixed)
+        export_encoder(encoder, graph, half=half, normalise=normalise, chosen=chosen)
         assemble_weights(graph, _state(encoder), folder / EXTERNAL_DATA)
     except OSError as error:
         why = error.strerror or error
@@ -46,15 +49,20 @@ def write_encoder(encoder: PreTrainedModel, folder: Path, *, half: bool, normali
 
 
 def export_encoder(
-    encoder: PreTrainedModel, target: Path, *, half: bool = False, normalise: bool = False, mixed: bool = False
+    encoder: PreTrainedModel,
+    target: Path,
+    *,
+    half: bool = False,
+    normalise: bool = False,
+    chosen: ChosenLayers = LAST_LAYER,
 ) -> None:
     """Write `encoder` as the ONNX graph `target`, whose weights stay outside under `EXTERNAL_DATA`.
 
-    `encoder`, `half`, `normalise` and `mixed` are those of `waveform_encoder`. `target` takes waveform (B, S) float32
+    `encoder`, `half`, `normalise` and `chosen` are those of `waveform_encoder`. `target` takes waveform (B, S) float32
     and lengths (B,) int64 in samples, and gives frames (B, ceil(S / samples of a frame), D) float32. Raises BundleError
     for another kind of model.
     """
-    module = waveform_encoder(encoder, half=half, normalise=normalise, mixed=mixed)
+    module = waveform_encoder(encoder, half=half, normalise=normalise, chosen=chosen)
     seconds = torch.tensor([32_000, 24_000])
     batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", max=WINDOW_SAMPLES)
     shapes = {"waveform": {0: batch, 1: samples}, "lengths": {0: batch}}

@@ -20,8 +20,9 @@ from svbatch.speech.tone import ToneHead
 
 class ProjectorConfig(BaseModel):
     """Shape of a projector. encoder_width: of one layer. strides: of the convolutions; all together they make
-    12.5 Hz. mixed_layers: how many layers of the encoder stand side by side in a frame; 1 is the last alone. tone: how
-    many labels each attribute of the voice has that is read (svbatch.speech.tone)."""
+    12.5 Hz. mixed_layers: how many layers of the encoder stand side by side in a frame; 1 is the last alone.
+    voice_width: of what follows them for the voice (svbatch.speech.chosen_layers). tone: how many labels each attribute
+    of the voice has that is read (svbatch.speech.tone)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,6 +34,7 @@ class ProjectorConfig(BaseModel):
     dropout: float = 0.0
     strides: tuple[int, ...] = (2, 2)
     mixed_layers: int = 1
+    voice_width: int = 0
     tone: tuple[int, ...] = ()
 
 
@@ -90,7 +92,8 @@ class Projector(nn.Module):
         super().__init__()
         widths = [config.encoder_width, *(config.width for _ in config.strides)]
         self.strides = config.strides
-        self.frame_width = config.encoder_width * config.mixed_layers
+        self.said_width = config.encoder_width * config.mixed_layers
+        self.frame_width = self.said_width + config.voice_width
         self.mix = LayerMix(config.mixed_layers) if config.mixed_layers > 1 else nn.Identity()
         self.convs = nn.ModuleList(
             nn.Conv1d(a, b, kernel_size=3, stride=stride, padding=1)
@@ -107,20 +110,27 @@ class Projector(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.tone = None
         if config.tone:
-            self.tone = ToneHead(frame_width=config.encoder_width, num_labels=config.tone, llm_width=config.llm_width)
+            width = config.voice_width or config.encoder_width
+            self.tone = ToneHead(frame_width=width, num_labels=config.tone, llm_width=config.llm_width)
 
     @property
     def downsampling(self) -> int:
         """Frames that make one speech embedding."""
         return math.prod(self.strides)
 
+    def voice(self, frames: Tensor) -> Tensor:
+        """(B, T, frame_width) -> what the head for the tone is given: the columns for the voice, or the mix."""
+        has_own = self.frame_width > self.said_width
+        voice: Tensor = frames[:, :, self.said_width :] if has_own else self.mix(frames)
+        return voice
+
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, L · D) and (B,) valid frames -> embeddings (B, ceil(T / downsampling), E) at 12.5 Hz, blank logits of
-        the same length, and the tone (B, A, E), whose A is 0 without a head for it. Rows past
+        """(B, T, frame_width), (B,) valid frames -> embeddings (B, ceil(T / downsampling), E) at 12.5 Hz, blank logits
+        of the same length, and the tone (B, A, E), whose A is 0 without a head for it. Rows past
         `ceil(lengths / downsampling)` hold no meaning."""
-        mixed: Tensor = self.mix(frames)
+        mixed: Tensor = self.mix(frames[:, :, : self.said_width])
         if self.tone is not None:
-            tone: Tensor = self.tone(mixed, lengths)
+            tone: Tensor = self.tone(self.voice(frames), lengths)
         else:
             tone = mixed.new_zeros(mixed.shape[0], 0, self.output.out_features)
         hidden = mixed

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from transformers import PreTrainedModel, WhisperFeatureExtractor
 
 from svbatch.errors import BundleError
+from svbatch.speech.chosen_layers import LAST_LAYER, ChosenLayers
 from svbatch.speech.conformer import StackedEncoder, SubsampledEncoder
 
 SAMPLE_RATE_HZ = 16_000
@@ -72,25 +73,28 @@ def frame_samples(config: Any) -> int:
     return FRAME_SAMPLES
 
 
-def waveform_encoder(encoder: PreTrainedModel, *, half: bool, normalise: bool, mixed: bool = False) -> nn.Module:
+def waveform_encoder(
+    encoder: PreTrainedModel, *, half: bool, normalise: bool, chosen: ChosenLayers = LAST_LAYER
+) -> nn.Module:
     """The module around `encoder` (see `encoder_of`), which is changed in place.
 
     `half` computes in float16 all but the log-mel or the first convolution. `normalise` brings each row to
     mean 0 and variance 1 first, as the wav2vec 2.0 family wants it where its feature extractor says so; the others
-    scale their log-mel. `mixed` gives all layers side by side, (B, T, L · D), for a learned mix. Raises BundleError
-    for another kind of model.
+    scale their log-mel. `chosen` says what makes a frame. Raises BundleError for another kind of model, or a layer
+    that it has not.
     """
     model: Any = encoder  # transformers types its modules in part
     kind = kind_of(encoder_of(encoder))
     model.eval().requires_grad_(False)
+    chosen.require(model.config.num_hidden_layers)
     if kind == "whisper":
-        return WhisperWaveformEncoder(model.half() if half else model, mixed=mixed).eval()
+        return WhisperWaveformEncoder(model.half() if half else model, chosen).eval()
     if kind == "convolutional":
-        return ConvolutionalWaveformEncoder(model, half=half, normalise=normalise, mixed=mixed).eval()
+        return ConvolutionalWaveformEncoder(model, chosen, half=half, normalise=normalise).eval()
     if half:
         raise BundleError(f"{type(encoder).__name__} is computed in float32 here; leave out --half")
     conformer = StackedEncoder if kind == "stacked" else SubsampledEncoder
-    return conformer(model, mixed=mixed).eval()
+    return conformer(model, chosen).eval()
 
 
 class WhisperWaveformEncoder(nn.Module):
@@ -104,10 +108,10 @@ class WhisperWaveformEncoder(nn.Module):
     fourier: Tensor
     mel: Tensor
 
-    def __init__(self, encoder: Any, *, mixed: bool = False) -> None:
+    def __init__(self, encoder: Any, chosen: ChosenLayers = LAST_LAYER) -> None:
         super().__init__()
         self.encoder = encoder
-        self.mixed = mixed
+        self.chosen = chosen
         extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)  # type: ignore[no-untyped-call]
         angles = 2 * np.pi * np.outer(np.arange(FFT_SAMPLES // 2 + 1), np.arange(FFT_SAMPLES)) / FFT_SAMPLES
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)
@@ -144,7 +148,7 @@ class WhisperWaveformEncoder(nn.Module):
             hidden = layer(hidden, attend)
             layers.append(hidden)
         layers[-1] = encoder.layer_norm(hidden)
-        frames = (torch.cat(layers, dim=2) if self.mixed else layers[-1]) * frame_mask[:, :, None].to(dtype)
+        frames = self.chosen.frames(layers) * frame_mask[:, :, None].to(dtype)
         return frames.float()
 
 
@@ -158,9 +162,9 @@ class ConvolutionalWaveformEncoder(nn.Module):
     encoder: Any
     buckets: Tensor
 
-    def __init__(self, model: Any, *, half: bool, normalise: bool, mixed: bool) -> None:
+    def __init__(self, model: Any, chosen: ChosenLayers, *, half: bool, normalise: bool) -> None:
         super().__init__()
-        self.mixed = mixed
+        self.chosen = chosen
         _require_fifty_frames_a_second(model)
         convolution = model.encoder.pos_conv_embed.conv
         if is_parametrized(convolution):  # weight norm: one plain weight computes the same
@@ -190,7 +194,7 @@ class ConvolutionalWaveformEncoder(nn.Module):
         hidden = hidden if stable else encoder.layer_norm(hidden)
         layers = self._layers(hidden, attend)
         layers[-1] = encoder.layer_norm(layers[-1]) if stable else layers[-1]
-        frames = (torch.cat(layers, dim=2) if self.mixed else layers[-1]) * mask[:, :, None].to(self.dtype)
+        frames = self.chosen.frames(layers) * mask[:, :, None].to(self.dtype)
         return frames.float()
 
     def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

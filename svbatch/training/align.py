@@ -15,7 +15,7 @@ from svbatch.training.frames import Heard
 from svbatch.training.recipe import AlignStage, Precision
 
 MAX_MASKED_FRAMES = 20
-MASKED_FEATURES = 48
+MASKED_FEATURES = 0.125  # of a frame, at most
 
 
 def scored_tokens(tokenizer: Tokenizer, texts: Sequence[str], *, size: int) -> Tensor:
@@ -73,7 +73,7 @@ def masked(frames: Tensor, lengths: Tensor) -> Tensor:
             start = int(torch.randint(0, max(1, length), ()))
             row[start : start + int(torch.randint(0, MAX_MASKED_FRAMES, ()))] = 0.0
         first = int(torch.randint(0, row.shape[1], ()))
-        row[:, first : first + int(torch.randint(0, MASKED_FEATURES, ()))] = 0.0
+        row[:, first : first + int(torch.randint(0, max(1, round(MASKED_FEATURES * row.shape[1])), ()))] = 0.0
     return frames
 
 

@@ -2,7 +2,7 @@
 
     any task of answer type label    its name, such as `emotion`: one of the task's labels, or a word that meanings.yaml
                                      has for it; `lang` serves for language. One that is told by the voice alone
-                                     counts if MIN_SPEAKERS have it
+                                     is learnt if MIN_SPEAKERS have it
     intent                           labels of the manifest's own are asked where any is none of the library's
     slots                            {"slot": "value", …}; where any is none of the library's these are all that is
                                      asked, and one that is not said is null
@@ -57,18 +57,25 @@ def known_answers(name: str, examples: Sequence[Example]) -> dict[int, list[Know
     return known
 
 
+def learnable_answers(name: str, examples: Sequence[Example]) -> dict[int, list[Known]]:
+    """`known_answers` to learn from: without the labels of the voice that fewer than MIN_SPEAKERS have, which are
+    named in the log."""
+    known = known_answers(name, examples)
+    speakers: dict[str, set[str]] = {}
+    for i, own in known.items():
+        if own[0].task.is_closed and "transcript" not in own[0].task.hears:
+            speakers.setdefault(own[0].answer, set()).add(examples[i].speaker or examples[i].key)
+    rare = {label for label, own in speakers.items() if len(own) < MIN_SPEAKERS}
+    if rare:
+        log.warning("%s: %s is left out: fewer than %d speakers have it", name, ", ".join(sorted(rare)), MIN_SPEAKERS)
+    return {i: own for i, own in known.items() if own[0].answer not in rare}
+
+
 def _labels(name: str, examples: Sequence[Example]) -> Iterator[tuple[int, Known]]:
     values = {i: value for i, e in enumerate(examples) if (value := label_of(name, e))}
     task = _task_with(name, sorted(set(values.values())))
-    speakers: dict[str, set[str]] = {}
     for i, value in values.items():
-        speakers.setdefault(value, set()).add(examples[i].speaker or examples[i].key)
-    is_voice = "transcript" not in task.hears
-    rare = {label for label in task.label_names if is_voice and 0 < len(speakers.get(label, ())) < MIN_SPEAKERS}
-    if rare:
-        log.warning("%s: %s is left out: fewer than %d speakers have it", name, ", ".join(sorted(rare)), MIN_SPEAKERS)
-    for i, value in values.items():
-        if value in task.label_names and value not in rare:
+        if value in task.label_names:
             yield i, Known(task, value)
 
 

@@ -15,6 +15,7 @@ from svbatch.bundle import MANIFEST_NAME, Bundle, describe_file, find_bundle, wr
 from svbatch.cache import cache_dir, cached_file
 from svbatch.errors import TrainingError
 from svbatch.fetch import fetch
+from svbatch.speech.chosen_layers import ChosenLayers
 from svbatch.speech.export import EXTERNAL_DATA, write_encoder
 from svbatch.speech.pretrained import HUB, load_encoder_to_export
 from svbatch.speech.waveform import SAMPLE_RATE_HZ, frame_samples
@@ -69,12 +70,15 @@ def _write_encoder(choice: EncoderChoice, base: Path, folder: Path) -> dict[str,
     source = choice.source if choice.source.startswith(HUB) else str(base / choice.source)
     encoder, normalise = load_encoder_to_export(source)
     _require_sizes("encoder", choice.config, encoder.config, source)
-    is_mixed = choice.layers == "mix"
-    write_encoder(encoder, folder, half=False, normalise=normalise, mixed=is_mixed)
+    chosen = ChosenLayers(mixed=choice.layers == "mix", voice=choice.voice_layer)
+    write_encoder(encoder, folder, half=False, normalise=normalise, chosen=chosen)
+    layer = encoder.config.hidden_size
+    said, voice = layer * (encoder.config.num_hidden_layers if chosen.mixed else 1), layer if chosen.voice else 0
     rate = SAMPLE_RATE_HZ / frame_samples(encoder.config)
     return {
         "graph": GRAPH,
-        "width": encoder.config.hidden_size * (encoder.config.num_hidden_layers if is_mixed else 1),
+        "width": said + voice,
+        "voice_width": voice or None,
         "frames_per_second": int(rate) if rate.is_integer() else rate,
         "window_seconds": 30,
         "external_data": EXTERNAL_DATA,

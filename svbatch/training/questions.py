@@ -13,10 +13,10 @@ from svbatch.ask import mode_of
 from svbatch.errors import TrainingError
 from svbatch.speech.readout import spoken_form
 from svbatch.tasks.prompts import render
-from svbatch.tasks.task import Task, load_task
+from svbatch.tasks.task import Task, bare_task, load_task
 from svbatch.training.data import Example
 from svbatch.training.frames import Heard, Layout, Listener, LiveClip
-from svbatch.training.known import known_answers
+from svbatch.training.known import learnable_answers
 from svbatch.training.recipe import LanguageStage, Mode
 
 NUM_NEIGHBOURS = 60  # clips of similar length from which a batch is drawn
@@ -72,13 +72,19 @@ class Questioner:
         self._spoken = [c for c in by_length if self._said.get(c.example)]
         self._transcribed = [c for c in self._spoken if c.example in transcripts]
         self._quiet = [c for c in by_length if examples[c.example].is_silent]
-        self._known = {name: known_answers(name, examples) for name in stage.questions if name not in COMPOSED}
-        self._led = {name: self._by_answer(name, by_length) for name in self._known}
+        self._known = {name: learnable_answers(name, examples) for name in stage.questions if name not in COMPOSED}
+        askable = [c for c in by_length if not self._is_cascade or c.example in transcripts]
+        self._led = {name: self._by_answer(name, askable) for name in self._known}
         if "speaker_count" in stage.questions:
             self._solo = [c for c in by_length if examples[c.example].speaker and not examples[c.example].is_silent]
         self._refuse_what_nothing_answers()
         self._words = sorted({w for text in self._said.values() for w in text.split() if len(w) > 2})
         self._alike: dict[str, list[str]] = {}
+
+    @property
+    def _is_cascade(self) -> bool:
+        """Whether nothing is heard: every question is asked of a transcript alone."""
+        return set(self._stage.modes) == {"text"}
 
     def _by_answer(self, name: str, clips: Sequence[Heard]) -> dict[str, list[Heard]]:
         """Clips that a task is known of: of a closed one by their answer, so that each is drawn as often."""
@@ -94,6 +100,9 @@ class Questioner:
             raise TrainingError("no example has `text` and `lang: en`; add some")
         if modes - {"audio"} and not self._transcribed:
             raise TrainingError("modes text and both want transcripts; set the recipe's `transcripts` above 0")
+        deaf = [name for name in asked if self._is_cascade and mode_of(bare_task(name, Path())) == "audio"]
+        if deaf:
+            raise TrainingError(f"{', '.join(deaf)} cannot be told from a transcript; leave out, or give other modes")
         if "speech_activity" in asked and not (self._quiet and self._spoken):
             raise TrainingError("speech_activity wants examples with `speech: false` too; add some")
         if "speaker_count" in asked and len({self._examples[c.example].speaker for c in self._solo}) < 2:

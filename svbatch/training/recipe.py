@@ -31,12 +31,14 @@ class _Part(BaseModel):
 
 class EncoderChoice(_Part):
     """A frozen encoder in transformers' format. source: a folder relative to the recipe, or hf://OWNER/NAME; null where
-    there are no public weights. layers: the last alone, or a learned mix of all. config: its sizes, as its config.json
-    has them; what is found at `source` must agree."""
+    there are no public weights. layers: the last alone, or a learned mix of all. voice_layer: the one, from 1, that the
+    projector's `tone` is read from. config: its sizes, as its config.json has them; what is found at `source` must
+    agree."""
 
     source: str | None
     licence: str
     layers: Literal["last", "mix"] = "last"
+    voice_layer: PositiveInt | None = None
     config: dict[str, Any]
 
 

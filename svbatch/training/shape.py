@@ -36,7 +36,8 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
         mixed = encoder.config.num_hidden_layers if recipe.encoder.layers == "mix" else 1
         projector = make_projector(
             recipe,
-            frame_width=encoder.config.hidden_size * mixed,
+            said_width=encoder.config.hidden_size * mixed,
+            voice_width=encoder.config.hidden_size if recipe.encoder.voice_layer else 0,
             mixed_layers=mixed,
             samples=frame_samples(encoder.config),
             llm_width=llm.config.hidden_size,
@@ -72,9 +73,10 @@ def unfilled_llm(config: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def make_projector(
-    recipe: Recipe, *, frame_width: int, mixed_layers: int, samples: int, llm_width: int
+    recipe: Recipe, *, said_width: int, voice_width: int, mixed_layers: int, samples: int, llm_width: int
 ) -> Projector | ConvolutionalProjector:
-    """The recipe's projector, untrained. frame_width: of all mixed layers together. samples: of sound in a frame.
+    """The recipe's projector, untrained. said_width: of all mixed layers together. voice_width: of what follows
+    them in a frame, for the voice. samples: of sound in a frame.
 
     Raises TrainingError unless its strides make 12.5 embeddings a second.
     """
@@ -84,13 +86,19 @@ def make_projector(
             f"recipe {recipe.name}: projector.strides {list(shape.strides)} make {16_000 / samples:g} frames a second "
             f"{16_000 / samples / math.prod(shape.strides):g}; choose strides that make 12.5"
         )
-    width = frame_width // mixed_layers
+    width = said_width // mixed_layers
     if isinstance(shape, PaperShape):
         return ConvolutionalProjector(
             encoder_width=width, llm_width=llm_width, strides=shape.strides, mixed_layers=mixed_layers
         )
-    sizes = shape.model_dump() | {"tone": [len(labels) for labels in tone_labels(shape.tone).values()]}
-    return Projector(ProjectorConfig(encoder_width=width, llm_width=llm_width, mixed_layers=mixed_layers, **sizes))
+    sizes = shape.model_dump() | {
+        "tone": [len(labels) for labels in tone_labels(shape.tone).values()],
+        "encoder_width": width,
+        "voice_width": voice_width,
+        "llm_width": llm_width,
+        "mixed_layers": mixed_layers,
+    }
+    return Projector(ProjectorConfig(**sizes))
 
 
 def tone_labels(names: Sequence[str]) -> dict[str, list[str]]:

@@ -128,9 +128,11 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
     tokenizer = load_tokenizer(bundle)
     adapted = with_adapter(llm, recipe.adapter)
     mixes = recipe.encoder is not None and recipe.encoder.layers == "mix"
+    voice_width = bundle.manifest.encoder.voice_width or 0
     projector = make_projector(
         recipe,
-        frame_width=bundle.manifest.encoder.width,
+        said_width=bundle.manifest.encoder.width - voice_width,
+        voice_width=voice_width,
         mixed_layers=_num_layers(recipe) if mixes else 1,
         samples=frame_samples(bundle),
         llm_width=embeddings.shape[1],
@@ -179,14 +181,14 @@ def _listen(stage: ToneStage, recipe: Recipe, parts: Trained, corpus: Corpus, ou
     assert isinstance(parts.projector, Projector)
     assert isinstance(recipe.projector, ProjectorShape)
     assert parts.projector.tone is not None
-    head, labels = parts.projector.tone, tone_labels(recipe.projector.tone)
+    labels = tone_labels(recipe.projector.tone)
     learner, judge = (
-        ToneTeacher(head, labels, corpus.examples, clips, corpus.listener, stage, seed=recipe.seed)
+        ToneTeacher(parts.projector, labels, corpus.examples, clips, corpus.listener, stage, seed=recipe.seed)
         for clips in (corpus.clips, corpus.held_out if stage.stop else corpus.clips)
     )
     optimise(
         stage.name,
-        {"tone": head},
+        {"tone": parts.projector.tone},
         stage.schedule,
         learner.losses,
         output,

@@ -25,6 +25,7 @@ from transformers import (
 
 from svbatch.errors import BundleError
 from svbatch.onnx import OnnxSession
+from svbatch.speech.chosen_layers import ChosenLayers
 from svbatch.speech.export import write_encoder
 from svbatch.speech.pretrained import load_encoder_to_export
 from svbatch.speech.waveform import encoder_of, frame_samples, waveform_encoder
@@ -118,13 +119,28 @@ def test_all_layers_stand_side_by_side_for_a_learned_mix(exported):
     waveform = torch.from_numpy(speech(9_000))[None]
     with torch.inference_mode():
         last, mixed = (
-            waveform_encoder(exported.model, half=False, normalise=False, mixed=is_mixed)(
+            waveform_encoder(exported.model, half=False, normalise=False, chosen=ChosenLayers(mixed=is_mixed))(
                 waveform, torch.tensor([9_000])
             )
             for is_mixed in (False, True)
         )
     assert mixed.shape == (1, last.shape[1], 64)
     torch.testing.assert_close(mixed[:, :, 32:], last)
+
+
+def test_a_layer_for_the_voice_stands_behind_the_last_one(exported):
+    waveform, lengths = torch.from_numpy(speech(9_000))[None], torch.tensor([9_000])
+    with torch.inference_mode():
+        mixed, voiced = (
+            waveform_encoder(exported.model, half=False, normalise=False, chosen=chosen)(waveform, lengths)
+            for chosen in (ChosenLayers(mixed=True), ChosenLayers(voice=1))
+        )
+    torch.testing.assert_close(voiced, torch.cat([mixed[:, :, 32:], mixed[:, :, :32]], dim=2))
+
+
+def test_a_layer_that_the_encoder_has_not_is_refused(exported):
+    with pytest.raises(BundleError, match="layer 3 for the voice: the encoder has layers 1 to 2; name one"):
+        waveform_encoder(exported.model, half=False, normalise=False, chosen=ChosenLayers(voice=3))
 
 
 def test_float16_is_refused(exported):

@@ -7,7 +7,7 @@ from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import Schedule
 from svbatch.training.data import Example
 from svbatch.training.frames import Clip, Listener, LiveClip
-from svbatch.training.known import known_answers
+from svbatch.training.known import known_answers, learnable_answers
 from svbatch.training.questions import Question, Questioner, lookalikes
 from svbatch.training.recipe import LanguageStage
 
@@ -182,10 +182,11 @@ def test_language_comes_from_lang_and_labels_of_another_set_are_not_asked():
 
 def test_a_label_of_the_voice_that_few_speakers_have_is_left_out_and_named(caplog):
     examples = [*of_five(labels={"accent": "us"}), *of_five(labels={"accent": "canada"})[:4]]
-    assert {known[0].answer for known in known_answers("accent", examples).values()} == {"american"}
+    assert {known[0].answer for known in known_answers("accent", examples).values()} == {"american", "canadian"}
+    assert {known[0].answer for known in learnable_answers("accent", examples).values()} == {"american"}
     assert "accent: canadian is left out: fewer than 5 speakers have it" in caplog.text
     words = of_five(lang="en", labels={"sentiment": "positive"})[:1]
-    assert list(known_answers("sentiment", words)) == [0]
+    assert list(learnable_answers("sentiment", words)) == [0]
 
 
 def test_a_sound_asked_of_alone_is_not_asked_of_beside_a_transcript(labelled):
@@ -236,3 +237,14 @@ def test_lookalikes_share_letters_and_never_are_the_word_itself():
     vocabulary = ["train", "rain", "trains", "brain", "envelope", "trail"]
     assert set(lookalikes("train", vocabulary)) == {"rain", "trains", "brain", "trail"}
     assert lookalikes("zzz", vocabulary) == []
+
+
+def test_a_cascades_questions_are_all_asked_of_transcripts(labelled):
+    clips = [Clip(i, Path("shard.npy"), 0, 100) for i in range(len(labelled))]
+    transcripts = {i: "hello" for i in range(0, len(labelled), 2)}
+    asker = Questioner(labelled, clips, transcripts, stage(modes={"text": 1.0}, questions={"slots": 1.0}))
+    for question in drawn(asker, 20):
+        assert question.mode == "text"
+        assert question.transcript == "hello"
+    with pytest.raises(TrainingError, match="emotion cannot be told from a transcript; leave out, or give other modes"):
+        Questioner(labelled, clips, transcripts, stage(modes={"text": 1.0}, questions={"emotion": 1.0}))

@@ -1,4 +1,6 @@
 import json
+import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +9,20 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from svbatch.bundle import Bundle, find_bundle, write_bundle
 from svbatch.cli import main
 from svbatch.errors import TrainingError
-from svbatch.speech.tone import ToneHead
+from svbatch.hear import Span, hear
+from svbatch.model import load_encoder, load_model
+from svbatch.speech.chosen_layers import ChosenLayers
+from svbatch.speech.encoder import encode
+from svbatch.speech.export import export_encoder
+from svbatch.speech.projector import Projector, ProjectorConfig
 from svbatch.training.data import Example
 from svbatch.training.frames import Clip, Listener
 from svbatch.training.recipe import ToneStage, load_recipe
 from svbatch.training.shape import tone_labels
-from svbatch.training.tone import ToneTeacher
+from svbatch.training.tone import ToneTeacher, _by_speaker, _comparable, _pieces
 
 WIDTH = 6
 LABELS = {"gender": ["female", "male"]}
@@ -25,40 +33,78 @@ STAGE = ToneStage.model_validate(
 
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory) -> tuple[list[Example], list[Clip]]:
-    """Frames around another mean for each gender; of one source 30 women, of the other 2 women and 6 men."""
+    """Frames around another mean for each gender; of one source 27 women, of another 3 women and 6 men, of whom the
+    last has two clips."""
     shard = tmp_path_factory.mktemp("frames") / "shard.npy"
-    genders = ["female"] * 32 + ["male"] * 6
+    genders = ["female"] * 30 + ["male"] * 7
     random = np.random.default_rng(0)
     frames = [random.normal(1.0 if g == "male" else -1.0, 1.0, (20, WIDTH)).astype(np.float16) for g in genders]
     np.save(shard, np.concatenate(frames))
     examples = [
-        Example(Path(f"{i}.wav"), speaker=f"s{i}", source="large" if i < 30 else "small", labels={"gender": gender})
+        Example(
+            Path(f"{i}.wav"), speaker=f"s{min(i, 35)}", source="large" if i < 27 else "small", labels={"gender": gender}
+        )
         for i, gender in enumerate(genders)
     ]
     return examples, [Clip(i, shard, 20 * i, 20) for i in range(len(examples))]
 
 
-def teacher(voices, head: ToneHead, labels=LABELS) -> ToneTeacher:
+def projector(*num_labels: int, voice_width: int = 0) -> Projector:
+    torch.manual_seed(0)
+    sizes = {"encoder_width": WIDTH - voice_width, "width": 8, "llm_width": 4}
+    return Projector(ProjectorConfig(**sizes, voice_width=voice_width, tone=num_labels))
+
+
+def teacher(voices, projector: Projector, labels=LABELS) -> ToneTeacher:
     examples, clips = voices
-    return ToneTeacher(head, labels, examples, clips, Listener(examples, None, 320, []), STAGE, seed=0)
+    return ToneTeacher(projector, labels, examples, clips, Listener(examples, None, 320, []), STAGE, seed=0)
 
 
-def test_labels_and_their_sources_are_heard_as_often_as_each_other(voices):
-    drawn = [
-        one
-        for batch in range(40)
-        for one in teacher(voices, ToneHead(frame_width=6, num_labels=(2,), llm_width=4))._drawn(batch)
-    ]
+def test_labels_are_heard_as_often_as_each_other_their_sources_by_the_root_of_their_speakers(voices):
+    own = teacher(voices, projector(2))
+    drawn = [one for batch in range(60) for one in own._drawn(batch)]
     women = [index for _, label, _, index in drawn if label == 0]
-    assert 0.4 < len(women) / len(drawn) < 0.6
-    assert 0.4 < sum(index < 30 for index in women) / len(women) < 0.6
+    assert 0.45 < len(women) / len(drawn) < 0.55
+    assert 0.69 < sum(index < 27 for index in women) / len(women) < 0.81  # root of 27 to root of 3
+    men = [index for _, label, _, index in drawn if label == 1]
+    assert 0.1 < sum(index >= 35 for index in men) / len(men) < 0.24  # one speaker of six, whose clips are two
+
+
+@pytest.mark.parametrize("num_clips", [1, 3])
+def test_people_are_counted_in_pieces_of_one_source(tmp_path, num_clips):
+    shard, random = tmp_path / "shard.npy", np.random.default_rng(0)
+    speakers = [speaker for speaker in range(4) for _ in range(num_clips)]
+    frames = [np.full((40, WIDTH), speaker + 1, np.float16) for speaker in speakers]
+    np.save(shard, np.concatenate(frames))
+    examples = [Example(Path(f"{i}.wav"), speaker=f"s{s}", source="all") for i, s in enumerate(speakers)]
+    clips = [Clip(i, shard, 40 * i, 40) for i in range(len(examples))]
+    [voices] = _comparable(_by_speaker(examples, clips)).values()
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for number in range(100):
+        is_one = number % 2 == 0
+        first, parts = _pieces(voices, is_one, random)
+        spoken = [float(part[0, 0]) for part in parts]
+        assert spoken[0] == speakers[first.example] + 1
+        assert len(set(spoken)) == (1 if is_one else len(parts))
+        lengths[is_one] += [len(part) for part in parts]
+    assert set(lengths[True]) == set(lengths[False])
+
+
+def test_the_head_is_given_the_columns_for_the_voice_alone():
+    one = projector(2, voice_width=2)
+    frames = torch.randn(1, 20, WIDTH)
+    torch.testing.assert_close(one.voice(frames), frames[:, :, 4:])
+    changed = frames.clone()
+    changed[:, :, :4] += 1
+    before, after = (one.eval()(given, torch.tensor([20])) for given in (frames, changed))
+    torch.testing.assert_close(before[2], after[2])
+    assert not torch.allclose(before[0], after[0])
 
 
 def test_a_head_learns_what_the_frames_tell(voices):
-    torch.manual_seed(0)
-    head = ToneHead(frame_width=WIDTH, num_labels=(2,), llm_width=4)
-    own = teacher(voices, head)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    whole = projector(2)
+    own = teacher(voices, whole)
+    optimiser = torch.optim.AdamW(whole.tone.parameters(), lr=3e-3)
     losses = []
     for batch in range(60):
         loss = own.losses(batch)["gender"]
@@ -71,7 +117,7 @@ def test_a_head_learns_what_the_frames_tell(voices):
 
 def test_an_attribute_that_no_example_has_is_refused(voices):
     with pytest.raises(TrainingError, match=r"projector\.tone: no example has a label for accent"):
-        teacher(voices, ToneHead(frame_width=6, num_labels=(5,), llm_width=4), tone_labels(["accent"]))
+        teacher(voices, projector(5), tone_labels(["accent"]))
 
 
 def test_a_task_whose_answer_is_no_label_is_refused():
@@ -87,10 +133,27 @@ def test_a_tone_stage_without_a_head_is_refused(tmp_path):
         load_recipe(tmp_path / "recipe.yaml")
 
 
-def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(tiny_base, spoken, tmp_path, exporting):
+@pytest.fixture(scope="module")
+def voiced_base(tiny_base, tiny_whisper, tmp_path_factory, exporting) -> Bundle:
+    """The tiny base with the first layer's output behind the last one's."""
+    folder = tmp_path_factory.mktemp("voiced") / "base"
+    shutil.copytree(tiny_base.folder, folder)
+    with exporting():
+        encoder = deepcopy(tiny_whisper.model.encoder)
+        export_encoder(encoder, folder / "encoder.onnx", chosen=ChosenLayers(voice=1))
+    fields = tiny_base.manifest.model_dump(by_alias=True, exclude={"files"})
+    width = fields["encoder"]["width"]
+    fields["encoder"] |= {"width": 2 * width, "voice_width": width}
+    write_bundle(folder, fields, {name: file.licence for name, file in tiny_base.manifest.files.items()})
+    return find_bundle(str(folder), cache=tiny_base.cache)
+
+
+def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(
+    voiced_base, tiny_base, bursts, spoken, tmp_path, exporting
+):
     recipe = {
         "name": "toned",
-        "parts": str(tiny_base.folder),
+        "parts": str(voiced_base.folder),
         "seed": 0,
         "manifests": ["train.jsonl"],
         "held_out_every": 2,
@@ -117,3 +180,12 @@ def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(tiny_ba
     [measured] = [line for line in lines if line["stage"] == "tone" and line["step"] == 10 and "validation" not in line]
     assert {"emotion", "speaker_count"} <= measured.keys()
     assert (tmp_path / "out" / "tone-best.pt").exists()
+    made = load_model(find_bundle(str(tmp_path / "out" / "bundle"), cache=tiny_base.cache), "cpu", "float32")
+    sound = bursts(2.0, seed=1)
+    [hearing] = hear([Span(sound, 0.0, transcribed=False)], made)
+    assert len(hearing.speech) > 2
+    frames = encode(load_encoder(tiny_base, "cpu"), [sound])
+    wide = encode(made.encoder, [sound])
+    np.testing.assert_allclose(wide[:, :, : frames.shape[2]], frames, atol=1e-5)
+    [alone], [beside] = (made.recogniser.transcribe(torch.from_numpy(given)) for given in (frames, wide))
+    assert alone == beside
