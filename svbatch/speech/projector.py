@@ -22,7 +22,7 @@ class ProjectorConfig(BaseModel):
     """Shape of a projector. encoder_width: of one layer. strides: of the convolutions; all together they make
     12.5 Hz. mixed_layers: how many layers of the encoder stand side by side in a frame; 1 is the last alone.
     voice_width: of what follows them for the voice (svbatch.speech.chosen_layers). tone: how many labels each attribute
-    of the voice has that is read (svbatch.speech.tone)."""
+    of the voice has that is read (svbatch.speech.tone); counted: the place among them of how many speak."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +36,7 @@ class ProjectorConfig(BaseModel):
     mixed_layers: int = 1
     voice_width: int = 0
     tone: tuple[int, ...] = ()
+    counted: int | None = None
 
 
 class LayerMix(nn.Module):
@@ -111,7 +112,9 @@ class Projector(nn.Module):
         self.tone = None
         if config.tone:
             width = config.voice_width or config.encoder_width
-            self.tone = ToneHead(frame_width=width, num_labels=config.tone, llm_width=config.llm_width)
+            self.tone = ToneHead(
+                frame_width=width, num_labels=config.tone, llm_width=config.llm_width, counted=config.counted
+            )
 
     @property
     def downsampling(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from svbatch.speech.layers import TransformerLayer, length_mask
+from svbatch.speech.speakers import SpeakerCount
 
 WIDTH = 96
 HEADS = 4
@@ -20,13 +21,17 @@ DROPOUT = 0.2
 
 
 class ToneHead(nn.Module):
-    """num_labels: of each attribute. `words` (Σ num_labels, E): the labels' embeddings, attribute after attribute."""
+    """num_labels: of each attribute. counted: the place of the attribute that says whether several people speak, which
+    voices that are compared tell. `words` (Σ num_labels, E): the labels' embeddings, attribute after attribute."""
 
     words: Tensor
 
-    def __init__(self, *, frame_width: int, num_labels: Sequence[int], llm_width: int) -> None:
+    def __init__(
+        self, *, frame_width: int, num_labels: Sequence[int], llm_width: int, counted: int | None = None
+    ) -> None:
         super().__init__()
         self.num_labels = list(num_labels)
+        self.counted = counted
         self.norm = nn.LayerNorm(frame_width)
         self.convs = nn.ModuleList(
             nn.Conv1d(size, WIDTH, kernel_size=3, stride=stride, padding=1)
@@ -35,12 +40,16 @@ class ToneHead(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.layers = nn.ModuleList(TransformerLayer(WIDTH, HEADS, DROPOUT) for _ in range(2))
         self.output = nn.Linear(3 * WIDTH, sum(num_labels))
+        self.speakers = None
+        if counted is not None:
+            self.speakers = SpeakerCount(frame_width=frame_width, num_labels=num_labels[counted])
         self.register_buffer("words", torch.zeros(sum(num_labels), llm_width))
 
     def logits(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) and (B,) valid frames -> (B, Σ num_labels): from mean and deviation over time, of single
         vectors and of short means, which move where the speaker changes."""
         hidden: Tensor = self.norm(frames)
+        valid = lengths
         for conv, stride in zip(self.convs, STRIDES, strict=True):
             hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
             hidden = nn.functional.gelu(conv(hidden.transpose(1, 2)).transpose(1, 2))
@@ -52,7 +61,11 @@ class ToneHead(nn.Module):
         pooled = [_mean(hidden, mask), _deviation(hidden, mask)]
         pieces, some = _short_means(hidden, mask)
         logits: Tensor = self.output(torch.cat([*pooled, _deviation(pieces, some)], dim=1))
-        return logits
+        if self.speakers is None or self.counted is None:
+            return logits
+        parts = list(torch.split(logits, self.num_labels, dim=1))
+        parts[self.counted] = self.speakers(frames, valid).to(logits)
+        return torch.cat(parts, dim=1)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) and (B,) valid frames -> an embedding of each attribute, (B, A, E)."""

@@ -182,6 +182,8 @@ class Recipe(_Part):
         reads_tone = isinstance(self.projector, ProjectorShape) and bool(self.projector.tone)
         if not reads_tone and any(isinstance(stage, ToneStage) for stage in self.stages):
             raise ValueError("a tone stage wants `projector.tone`: the tasks whose labels are read from the voice")
+        if reads_tone and not any(isinstance(stage, ToneStage) for stage in self.stages):
+            raise ValueError("`projector.tone` is learnt by a tone stage alone; add one (`hearings_per_batch`)")
         if twice := [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]:
             raise ValueError(f"two stages are called {twice[0]}; each has its own checkpoint, so name them apart")
         return self

@@ -18,6 +18,7 @@ from svbatch.speech.waveform import encoder_of, frame_samples
 from svbatch.tasks.task import load_task
 from svbatch.training.recipe import AdapterShape, PaperShape, Recipe
 
+COUNTED = "speaker_count"
 EMBEDDING_SAMPLES = 1280  # 12.5 speech embeddings a second of 16 kHz
 
 
@@ -92,6 +93,7 @@ def make_projector(
             encoder_width=width, llm_width=llm_width, strides=shape.strides, mixed_layers=mixed_layers
         )
     sizes = shape.model_dump() | {
+        "counted": shape.tone.index(COUNTED) if COUNTED in shape.tone else None,
         "tone": [len(labels) for labels in tone_labels(shape.tone).values()],
         "encoder_width": width,
         "voice_width": voice_width,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from svbatch.training.frames import Heard, Listener, cached_frames
 from svbatch.training.questions import Question, Questioner
 from svbatch.training.recipe import AlignStage, LanguageStage, ProjectorShape, Recipe, ToneStage
 from svbatch.training.shape import make_projector, sized, tone_labels, with_adapter
+from svbatch.training.speakers import fit_speaker_count
 from svbatch.training.teach import Teacher
 from svbatch.training.tone import ToneTeacher
 from svbatch.training.transcripts import chosen, recognised
@@ -164,17 +165,18 @@ def _align(stage: AlignStage, recipe: Recipe, parts: Trained, corpus: Corpus, ou
         for clips in (corpus.clips, corpus.held_out)
     )
     log.info("%s: %d clips, %d batches an epoch", stage.name, len(learner.clips), learner.per_epoch)
-    optimise(
-        stage.name,
-        {"projector": parts.projector},
-        stage.schedule,
-        learner.losses,
-        output,
-        seed=recipe.seed,
-        micro_batches=stage.micro_batches,
-        validation=_validation(stage, judge.losses, judge.per_epoch if judge.clips else 0),
-        describe=learner.describe,
-    )
+    with without_tone(parts.projector):
+        optimise(
+            stage.name,
+            {"projector": parts.projector},
+            stage.schedule,
+            learner.losses,
+            output,
+            seed=recipe.seed,
+            micro_batches=stage.micro_batches,
+            validation=_validation(stage, judge.losses, judge.per_epoch if judge.clips else 0),
+            describe=learner.describe,
+        )
 
 
 def _listen(stage: ToneStage, recipe: Recipe, parts: Trained, corpus: Corpus, output: Path) -> None:
@@ -182,8 +184,11 @@ def _listen(stage: ToneStage, recipe: Recipe, parts: Trained, corpus: Corpus, ou
     assert isinstance(recipe.projector, ProjectorShape)
     assert parts.projector.tone is not None
     labels = tone_labels(recipe.projector.tone)
+    counter = parts.projector.tone.speakers
+    if counter is not None:  # in no checkpoint, since it is fitted in seconds
+        fit_speaker_count(parts.projector, counter, corpus.examples, corpus.clips, corpus.listener, seed=recipe.seed)
     learner, judge = (
-        ToneTeacher(parts.projector, labels, corpus.examples, clips, corpus.listener, stage, seed=recipe.seed)
+        ToneTeacher(parts.projector, labels, corpus.examples, clips, stage, seed=recipe.seed)
         for clips in (corpus.clips, corpus.held_out if stage.stop else corpus.clips)
     )
     optimise(
@@ -216,7 +221,7 @@ def _teach(stage: LanguageStage, recipe: Recipe, parts: Trained, corpus: Corpus,
         return f"batch {batch} of seed {recipe.seed} ({_names(asker.draw(batch, recipe.seed), corpus.examples)})"
 
     with (
-        nullcontext() if "projector" in learning else mishearing(parts.projector, stage.mishearing),
+        without_tone(parts.projector) if "projector" in learning else mishearing(parts.projector, stage.mishearing),
         nullcontext() if "adapter" in learning else frozen(parts.llm),
     ):
         optimise(
@@ -260,6 +265,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def without_tone(projector: Projector | ConvolutionalProjector) -> AbstractContextManager[None]:
+    """The head for the tone, if there is one, does not learn: labels teach it, in a stage of its own."""
+    tone = projector.tone if isinstance(projector, Projector) else None
+    return nullcontext() if tone is None else frozen(tone)
 
 
 @contextmanager

@@ -241,7 +241,7 @@ def test_lookalikes_share_letters_and_never_are_the_word_itself():
 
 def test_a_cascades_questions_are_all_asked_of_transcripts(labelled):
     clips = [Clip(i, Path("shard.npy"), 0, 100) for i in range(len(labelled))]
-    transcripts = {i: "hello" for i in range(0, len(labelled), 2)}
+    transcripts = dict.fromkeys(range(0, len(labelled), 2), "hello")
     asker = Questioner(labelled, clips, transcripts, stage(modes={"text": 1.0}, questions={"slots": 1.0}))
     for question in drawn(asker, 20):
         assert question.mode == "text"

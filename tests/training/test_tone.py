@@ -19,10 +19,11 @@ from svbatch.speech.encoder import encode
 from svbatch.speech.export import export_encoder
 from svbatch.speech.projector import Projector, ProjectorConfig
 from svbatch.training.data import Example
-from svbatch.training.frames import Clip, Listener
+from svbatch.training.frames import Clip
 from svbatch.training.recipe import ToneStage, load_recipe
 from svbatch.training.shape import tone_labels
-from svbatch.training.tone import ToneTeacher, _by_speaker, _comparable, _pieces
+from svbatch.training.stages import without_tone
+from svbatch.training.tone import ToneTeacher
 
 WIDTH = 6
 LABELS = {"gender": ["female", "male"]}
@@ -57,7 +58,7 @@ def projector(*num_labels: int, voice_width: int = 0) -> Projector:
 
 def teacher(voices, projector: Projector, labels=LABELS) -> ToneTeacher:
     examples, clips = voices
-    return ToneTeacher(projector, labels, examples, clips, Listener(examples, None, 320, []), STAGE, seed=0)
+    return ToneTeacher(projector, labels, examples, clips, STAGE, seed=0)
 
 
 def test_labels_are_heard_as_often_as_each_other_their_sources_by_the_root_of_their_speakers(voices):
@@ -68,26 +69,6 @@ def test_labels_are_heard_as_often_as_each_other_their_sources_by_the_root_of_th
     assert 0.69 < sum(index < 27 for index in women) / len(women) < 0.81  # root of 27 to root of 3
     men = [index for _, label, _, index in drawn if label == 1]
     assert 0.1 < sum(index >= 35 for index in men) / len(men) < 0.24  # one speaker of six, whose clips are two
-
-
-@pytest.mark.parametrize("num_clips", [1, 3])
-def test_people_are_counted_in_pieces_of_one_source(tmp_path, num_clips):
-    shard, random = tmp_path / "shard.npy", np.random.default_rng(0)
-    speakers = [speaker for speaker in range(4) for _ in range(num_clips)]
-    frames = [np.full((40, WIDTH), speaker + 1, np.float16) for speaker in speakers]
-    np.save(shard, np.concatenate(frames))
-    examples = [Example(Path(f"{i}.wav"), speaker=f"s{s}", source="all") for i, s in enumerate(speakers)]
-    clips = [Clip(i, shard, 40 * i, 40) for i in range(len(examples))]
-    [voices] = _comparable(_by_speaker(examples, clips)).values()
-    lengths: dict[bool, list[int]] = {True: [], False: []}
-    for number in range(100):
-        is_one = number % 2 == 0
-        first, parts = _pieces(voices, is_one, random)
-        spoken = [float(part[0, 0]) for part in parts]
-        assert spoken[0] == speakers[first.example] + 1
-        assert len(set(spoken)) == (1 if is_one else len(parts))
-        lengths[is_one] += [len(part) for part in parts]
-    assert set(lengths[True]) == set(lengths[False])
 
 
 def test_the_head_is_given_the_columns_for_the_voice_alone():
@@ -148,6 +129,22 @@ def voiced_base(tiny_base, tiny_whisper, tmp_path_factory, exporting) -> Bundle:
     return find_bundle(str(folder), cache=tiny_base.cache)
 
 
+def test_a_tone_that_no_stage_teaches_is_refused(tmp_path):
+    recipe = yaml.safe_load(Path("jobs/train/mini.yaml").read_text(encoding="utf-8"))
+    recipe["stages"] = [stage for stage in recipe["stages"] if stage["name"] != "tone"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(TrainingError, match=r"`projector\.tone` is learnt by a tone stage alone"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_stage_that_teaches_the_projector_leaves_the_tone_alone():
+    whole = projector(2)
+    with without_tone(whole):
+        assert not any(parameter.requires_grad for parameter in whole.tone.parameters())
+        assert whole.output.weight.requires_grad
+    assert all(parameter.requires_grad for parameter in whole.tone.parameters())
+
+
 def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(
     voiced_base, tiny_base, bursts, spoken, tmp_path, exporting
 ):
@@ -178,7 +175,7 @@ def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     [measured] = [line for line in lines if line["stage"] == "tone" and line["step"] == 10 and "validation" not in line]
-    assert {"emotion", "speaker_count"} <= measured.keys()
+    assert "emotion" in measured
     assert (tmp_path / "out" / "tone-best.pt").exists()
     made = load_model(find_bundle(str(tmp_path / "out" / "bundle"), cache=tiny_base.cache), "cpu", "float32")
     sound = bursts(2.0, seed=1)
