@@ -123,9 +123,8 @@ def export(model: str, output: Path, half: bool, voice_layer: int | None) -> Non
     encoder, normalise = load_encoder_to_export(model)
     chosen = ChosenLayers(voice=voice_layer)
     graph = write_encoder(encoder, output, half=half, normalise=normalise, chosen=chosen)
-    click.echo(
-        f"{graph}: {encoder.config.hidden_size * (2 if voice_layer else 1)} wide, {'float16' if half else 'float32'}"
-    )
+    width = encoder.config.hidden_size * (1 if voice_layer is None else 2)
+    click.echo(f"{graph}: {width} wide, {'float16' if half else 'float32'}")
 
 
 @click.command()

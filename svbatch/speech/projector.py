@@ -59,11 +59,20 @@ class ConvolutionalProjector(nn.Module):
     """The paper's: blocks of Conv1d(k=3) and LayerNorm, the LLM's width throughout. Padding 1 and biases are ours, the
     paper does not say; its parameter counts do not tell them from their absence."""
 
-    def __init__(self, *, encoder_width: int, llm_width: int, strides: Sequence[int], mixed_layers: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        encoder_width: int,
+        llm_width: int,
+        strides: Sequence[int],
+        mixed_layers: int = 1,
+        voice_width: int = 0,
+    ) -> None:
         super().__init__()
         widths = [encoder_width, *(llm_width for _ in strides)]
         self.strides = tuple(strides)
-        self.frame_width = encoder_width * mixed_layers
+        self.said_width = encoder_width * mixed_layers
+        self.frame_width = self.said_width + voice_width  # of which the last columns are not read
         self.mix = LayerMix(mixed_layers) if mixed_layers > 1 else nn.Identity()
         self.convs = nn.ModuleList(
             nn.Conv1d(a, b, kernel_size=3, stride=stride, padding=1)
@@ -77,8 +86,8 @@ class ConvolutionalProjector(nn.Module):
         return math.prod(self.strides)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, L · D) and (B,) valid frames -> embeddings (B, ceil(T / downsampling), E)."""
-        hidden: Tensor = self.mix(frames)
+        """(B, T, frame_width) and (B,) valid frames -> embeddings (B, ceil(T / downsampling), E)."""
+        hidden: Tensor = self.mix(frames[:, :, : self.said_width])
         for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
             hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
             hidden = norm(conv(hidden.transpose(1, 2)).transpose(1, 2))

@@ -90,7 +90,11 @@ def make_projector(
     width = said_width // mixed_layers
     if isinstance(shape, PaperShape):
         return ConvolutionalProjector(
-            encoder_width=width, llm_width=llm_width, strides=shape.strides, mixed_layers=mixed_layers
+            encoder_width=width,
+            llm_width=llm_width,
+            strides=shape.strides,
+            mixed_layers=mixed_layers,
+            voice_width=voice_width,
         )
     sizes = shape.model_dump() | {
         "counted": shape.tone.index(COUNTED) if COUNTED in shape.tone else None,

@@ -45,6 +45,8 @@ class ToneTeacher:
         self._projector, self._head, self._labels = projector, projector.tone, labels
         self._examples, self._stage, self._seed = examples, stage, seed
         self._pools = {name: _by_label(name, examples, clips) for name in labels if name != COUNTED}
+        if not self._pools:
+            raise TrainingError(f"projector.tone: {COUNTED} is fitted, not learnt; name another task beside it")
         if bare := [name for name, pools in self._pools.items() if not pools]:
             raise TrainingError(
                 f"projector.tone: no example has a label for {', '.join(bare)}; add some, or leave it out"

@@ -89,8 +89,10 @@ def test_a_layer_mix_is_the_mean_of_the_layers_each_times_its_weight():
 @pytest.mark.parametrize(("strides", "mixed_layers"), [((2, 2), 1), ((2, 1), 3), ((1, 1), 1)])
 def test_the_papers_projector_pads_without_a_trace_and_keeps_its_rate(strides, mixed_layers):
     torch.manual_seed(0)
-    projector = ConvolutionalProjector(encoder_width=6, llm_width=8, strides=strides, mixed_layers=mixed_layers)
-    rows = [torch.randn(length, 6 * mixed_layers) for length in (9, 23)]
+    projector = ConvolutionalProjector(
+        encoder_width=6, llm_width=8, strides=strides, mixed_layers=mixed_layers, voice_width=3
+    )
+    rows = [torch.randn(length, 6 * mixed_layers + 3) for length in (9, 23)]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0)
     with torch.inference_mode():
         together = projector(padded, torch.tensor([9, 23]))
@@ -98,3 +100,5 @@ def test_the_papers_projector_pads_without_a_trace_and_keeps_its_rate(strides, m
             alone = projector(row[None], torch.tensor([len(row)]))[0]
             assert len(alone) == num_embeddings(len(row), projector.downsampling)
             torch.testing.assert_close(embeddings[: len(alone)], alone)
+            other_voice = torch.cat([row[:, :-3], torch.randn(len(row), 3)], dim=1)
+            torch.testing.assert_close(projector(other_voice[None], torch.tensor([len(row)]))[0], alone)
