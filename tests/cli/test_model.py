@@ -133,12 +133,12 @@ def test_export_writes_a_graph_that_runs_with_its_weights_beside_it(tmp_path):
     )
     HubertModel(config).save_pretrained(tmp_path / "model")
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "model")
-    said = answer("export", tmp_path / "model", "--output", tmp_path / "graph", "--half")
-    assert said.splitlines()[-1] == f"{tmp_path / 'graph' / 'encoder.onnx'}: 16 wide, float16"
+    said = answer("export", tmp_path / "model", "--output", tmp_path / "graph", "--half", "--voice-layer", 1)
+    assert said.splitlines()[-1] == f"{tmp_path / 'graph' / 'encoder.onnx'}: 32 wide, float16"
     session = OnnxSession(tmp_path / "graph" / "encoder.onnx", weights_dir=tmp_path / "graph")
     waveform = np.random.default_rng(0).standard_normal((1, 3_200)).astype(np.float32)
     frames = session.run({"waveform": waveform, "lengths": np.array([3_200])})["frames"]
-    assert frames.shape == (1, 10, 16)
+    assert frames.shape == (1, 10, 32)
     assert np.abs(frames[0, :9]).sum(axis=1).all()
 
 
