@@ -3,6 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svbatch.onnx import OnnxSession
+from svbatch.speech.export import _graph
 from svbatch.speech.speakers import SpeakerCount, clues, window_statistics
 
 
@@ -25,6 +27,19 @@ def test_what_stands_past_a_rows_end_or_beside_it_changes_nothing(counter, lengt
     together = counter(batch, torch.tensor(lengths))
     for own, row in zip(together, rows, strict=True):
         torch.testing.assert_close(own, counter(row[None], torch.tensor([len(row)]))[0], atol=1e-4, rtol=0)
+
+
+def test_the_graph_counts_as_the_module_does(counter, tmp_path, exporting):
+    batch, time = torch.export.Dim("batch", min=1), torch.export.Dim("frames", max=100_000)
+    inputs = (torch.randn(2, 300, 5), torch.tensor([300, 200]))
+    with exporting():
+        graph = _graph(counter, inputs, {"frames": {0: batch, 1: time}, "lengths": {0: batch}}, ["logits"])
+    (tmp_path / "graph.onnx").write_bytes(graph.SerializeToString())
+    session = OnnxSession(tmp_path / "graph.onnx")
+    for size in (20, 149, 150, 700):
+        frames, lengths = torch.randn(3, size, 5), torch.tensor([size, size // 2, 1])
+        given = session.run({"frames": frames.numpy(), "lengths": lengths.numpy()})["logits"]
+        torch.testing.assert_close(torch.from_numpy(given), counter(frames, lengths), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(30, 1), (100, 2), (149, 2), (150, 3), (400, 8)])
