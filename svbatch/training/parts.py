@@ -16,9 +16,10 @@ from svbatch.cache import cache_dir, cached_file
 from svbatch.errors import TrainingError
 from svbatch.fetch import fetch
 from svbatch.speech.chosen_layers import ChosenLayers
-from svbatch.speech.export import EXTERNAL_DATA, write_encoder
+from svbatch.speech.export import EXTERNAL_DATA, export_encoder, write_encoder
 from svbatch.speech.pretrained import HUB, load_encoder_to_export
 from svbatch.speech.waveform import SAMPLE_RATE_HZ, frame_samples
+from svbatch.speech.whisper import load_whisper
 from svbatch.training.recipe import EncoderChoice, LanguageModelChoice, Recipe
 from svbatch.training.shape import sized
 
@@ -32,12 +33,13 @@ def frozen_parts(recipe: Recipe, base: Path, folder: Path, cache: Path | None) -
     if recipe.parts is not None:
         bundle = find_bundle(recipe.parts, base=base, cache=cache)
         fetch(bundle)
-        return bundle
+        is_enough = recipe.voice_layer is None or bundle.manifest.encoder.voice_width is not None
+        return bundle if is_enough else _with_voice(bundle, recipe.voice_layer, folder)
     assert recipe.encoder is not None
     assert recipe.llm is not None
     if not (folder / MANIFEST_NAME).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        encoder = _write_encoder(recipe.encoder, base, folder)
+        encoder = _write_encoder(recipe.encoder, recipe.voice_layer, base, folder)
         llm, fetched = _take_llm(recipe.llm, base, folder, cache_dir(cache))
         fields: dict[str, Any] = {
             "name": f"{recipe.name}-parts",
@@ -63,14 +65,46 @@ def frozen_parts(recipe: Recipe, base: Path, folder: Path, cache: Path | None) -
     return bundle
 
 
-def _write_encoder(choice: EncoderChoice, base: Path, folder: Path) -> dict[str, Any]:
+def _with_voice(bundle: Bundle, layer: int | None, folder: Path) -> Bundle:
+    """The frozen parts of `bundle`, its Whisper exported anew into `folder` with a layer for the voice, unless it is
+    there."""
+    manifest = bundle.manifest
+    if manifest.recogniser is None or manifest.encoder.external_data is None:
+        raise TrainingError(
+            f"projector.voice_layer: the encoder of {bundle.ref} cannot be exported anew; name it by `encoder`, or "
+            "leave out voice_layer"
+        )
+    if not (folder / MANIFEST_NAME).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = load_whisper(bundle.path(manifest.recogniser.weights)).model.encoder
+        export_encoder(encoder, folder / manifest.encoder.graph, chosen=ChosenLayers(voice=layer))
+        shutil.copyfile(bundle.path(manifest.llm.tokenizer), folder / manifest.llm.tokenizer)
+        width = encoder.config.d_model
+        nothing: dict[str, Any] = {
+            "projector": None,
+            "readout": {},
+            "adapter": None,
+            "calibration": {},
+            "recipe": {},
+            "figures": {},
+        }
+        fields = manifest.model_dump(by_alias=True, exclude={"files"}) | nothing
+        fields["encoder"] |= {"width": 2 * width, "voice_width": width}
+        kept = (manifest.encoder.graph, manifest.llm.tokenizer)
+        write_bundle(folder, fields, {name: manifest.files[name].licence for name in kept})
+    made = find_bundle(str(folder), cache=bundle.cache_option)
+    fetch(made)
+    return made
+
+
+def _write_encoder(choice: EncoderChoice, voice_layer: int | None, base: Path, folder: Path) -> dict[str, Any]:
     """Exports the encoder into `folder`; what bundle.json says of it."""
     if choice.source is None:
         raise TrainingError("encoder.source is null: it has no public weights; name a folder that holds yours")
     source = choice.source if choice.source.startswith(HUB) else str(base / choice.source)
     encoder, normalise = load_encoder_to_export(source)
     _require_sizes("encoder", choice.config, encoder.config, source)
-    chosen = ChosenLayers(mixed=choice.layers == "mix", voice=choice.voice_layer)
+    chosen = ChosenLayers(mixed=choice.layers == "mix", voice=voice_layer)
     write_encoder(encoder, folder, half=False, normalise=normalise, chosen=chosen)
     layer = encoder.config.hidden_size
     said, voice = layer * (encoder.config.num_hidden_layers if chosen.mixed else 1), layer if chosen.voice else 0

@@ -107,7 +107,7 @@ def publish(
         "projector": {
             "graph": PROJECTOR_GRAPH,
             "weights": PROJECTOR_WEIGHTS,
-            "config": recipe.projector.model_dump(),
+            "config": recipe.projector.model_dump(exclude_none=True),
         },
         "readout": {"num_tokens": len(parts.readout.token_ids)} if parts.readout else {},
         "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},

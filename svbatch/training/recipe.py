@@ -31,14 +31,12 @@ class _Part(BaseModel):
 
 class EncoderChoice(_Part):
     """A frozen encoder in transformers' format. source: a folder relative to the recipe, or hf://OWNER/NAME; null where
-    there are no public weights. layers: the last alone, or a learned mix of all. voice_layer: the one, from 1, that the
-    projector's `tone` is read from. config: its sizes, as its config.json has them; what is found at `source` must
-    agree."""
+    there are no public weights. layers: the last alone, or a learned mix of all. config: its sizes, as its config.json
+    has them; what is found at `source` must agree."""
 
     source: str | None
     licence: str
     layers: Literal["last", "mix"] = "last"
-    voice_layer: PositiveInt | None = None
     config: dict[str, Any]
 
 
@@ -52,7 +50,8 @@ class LanguageModelChoice(_Part):
 
 class ProjectorShape(_Part):
     """Ours: convolutions, transformer layers and the read-out. `num_layers` counts transformer layers. tone: tasks of
-    the library whose labels are read from the voice and given to the LLM as words."""
+    the library whose labels are read from the voice and given to the LLM as words. voice_layer: the encoder's layer,
+    from 1, that they are read from; null for what the projector reads."""
 
     width: PositiveInt
     num_layers: int
@@ -60,6 +59,7 @@ class ProjectorShape(_Part):
     dropout: float
     strides: list[PositiveInt] = [2, 2]
     tone: list[str] = []
+    voice_layer: PositiveInt | None = None
 
 
 class PaperShape(_Part):
@@ -168,6 +168,11 @@ class Recipe(_Part):
         """Whether the projector's embeddings can be read as tokens."""
         return isinstance(self.projector, ProjectorShape)
 
+    @property
+    def voice_layer(self) -> int | None:
+        """The encoder's layer that the tone is read from, if it is one of its own."""
+        return self.projector.voice_layer if isinstance(self.projector, ProjectorShape) else None
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if (self.parts is None) == (self.encoder is None) or (self.encoder is None) != (self.llm is None):
@@ -182,6 +187,8 @@ class Recipe(_Part):
         reads_tone = isinstance(self.projector, ProjectorShape) and bool(self.projector.tone)
         if not reads_tone and any(isinstance(stage, ToneStage) for stage in self.stages):
             raise ValueError("a tone stage wants `projector.tone`: the tasks whose labels are read from the voice")
+        if self.voice_layer and not reads_tone:
+            raise ValueError("`projector.voice_layer` is for `projector.tone`, which is not there; leave it out")
         if reads_tone and not any(isinstance(stage, ToneStage) for stage in self.stages):
             raise ValueError("`projector.tone` is learnt by a tone stage alone; add one (`hearings_per_batch`)")
         if twice := [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]:

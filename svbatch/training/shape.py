@@ -38,7 +38,7 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
         projector = make_projector(
             recipe,
             said_width=encoder.config.hidden_size * mixed,
-            voice_width=encoder.config.hidden_size if recipe.encoder.voice_layer else 0,
+            voice_width=encoder.config.hidden_size if recipe.voice_layer else 0,
             mixed_layers=mixed,
             samples=frame_samples(encoder.config),
             llm_width=llm.config.hidden_size,
@@ -96,7 +96,7 @@ def make_projector(
             mixed_layers=mixed_layers,
             voice_width=voice_width,
         )
-    sizes = shape.model_dump() | {
+    sizes = shape.model_dump(exclude={"voice_layer"}) | {
         "counted": shape.tone.index(COUNTED) if COUNTED in shape.tone else None,
         "tone": [len(labels) for labels in tone_labels(shape.tone).values()],
         "encoder_width": width,

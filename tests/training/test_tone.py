@@ -1,6 +1,4 @@
 import json
-import shutil
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +7,17 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from svbatch.bundle import Bundle, find_bundle, write_bundle
+from svbatch.bundle import find_bundle
 from svbatch.cli import main
 from svbatch.errors import TrainingError
 from svbatch.hear import Span, hear
 from svbatch.model import load_encoder, load_model
-from svbatch.speech.chosen_layers import ChosenLayers
 from svbatch.speech.encoder import encode
-from svbatch.speech.export import export_encoder
 from svbatch.speech.projector import Projector, ProjectorConfig
 from svbatch.training.data import Example
 from svbatch.training.frames import Clip
 from svbatch.training.recipe import ToneStage, load_recipe
 from svbatch.training.shape import tone_labels
-from svbatch.training.stages import without_tone
 from svbatch.training.tone import ToneTeacher
 
 WIDTH = 6
@@ -114,49 +109,18 @@ def test_a_tone_stage_without_a_head_is_refused(tmp_path):
         load_recipe(tmp_path / "recipe.yaml")
 
 
-@pytest.fixture(scope="module")
-def voiced_base(tiny_base, tiny_whisper, tmp_path_factory, exporting) -> Bundle:
-    """The tiny base with the first layer's output behind the last one's."""
-    folder = tmp_path_factory.mktemp("voiced") / "base"
-    shutil.copytree(tiny_base.folder, folder)
-    with exporting():
-        encoder = deepcopy(tiny_whisper.model.encoder)
-        export_encoder(encoder, folder / "encoder.onnx", chosen=ChosenLayers(voice=1))
-    fields = tiny_base.manifest.model_dump(by_alias=True, exclude={"files"})
-    width = fields["encoder"]["width"]
-    fields["encoder"] |= {"width": 2 * width, "voice_width": width}
-    write_bundle(folder, fields, {name: file.licence for name, file in tiny_base.manifest.files.items()})
-    return find_bundle(str(folder), cache=tiny_base.cache)
-
-
-def test_a_tone_that_no_stage_teaches_is_refused(tmp_path):
-    recipe = yaml.safe_load(Path("jobs/train/mini.yaml").read_text(encoding="utf-8"))
-    recipe["stages"] = [stage for stage in recipe["stages"] if stage["name"] != "tone"]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(TrainingError, match=r"`projector\.tone` is learnt by a tone stage alone"):
-        load_recipe(tmp_path / "recipe.yaml")
-
-
-def test_a_stage_that_teaches_the_projector_leaves_the_tone_alone():
-    whole = projector(2)
-    with without_tone(whole):
-        assert not any(parameter.requires_grad for parameter in whole.tone.parameters())
-        assert whole.output.weight.requires_grad
-    assert all(parameter.requires_grad for parameter in whole.tone.parameters())
-
-
 def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(
-    voiced_base, tiny_base, bursts, spoken, tmp_path, exporting
+    tiny_base, bursts, spoken, tmp_path, exporting
 ):
     recipe = {
         "name": "toned",
-        "parts": str(voiced_base.folder),
+        "parts": str(tiny_base.folder),
         "seed": 0,
         "manifests": ["train.jsonl"],
         "held_out_every": 2,
         "frame_passes": 1,
         "projector": {"width": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0,
-                      "tone": ["emotion", "speaker_count"]},
+                      "tone": ["emotion", "speaker_count"], "voice_layer": 1},
         "readout_tokens": 60,
         "adapter": {"rank": 2, "alpha": 4, "targets": ["q_proj"]},
         "precision": "float32",
