@@ -105,11 +105,13 @@ class AdapterPart(_Part):
 
 class Calibration(_Part):
     """How a closed task's scores become probabilities: score / temperature; where words are spotted, the log-odds of
-    yes also gain bias + spotting * evidence."""
+    yes also gain bias + spotting * evidence; where the projector reads a task's labels from the voice, a label's score
+    also gains voice * its log-probability there."""
 
     temperature: PositiveFloat
     spotting: float = 0.0
     bias: float = 0.0
+    voice: float = 0.0
 
 
 class Manifest(_Part):
@@ -179,8 +181,11 @@ class Bundle:
         )
         if self.manifest.llm.config is None:  # ids of bundles with a GGUF are older than these keys
             settings["llm"] = {key: settings["llm"][key] for key in ("weights", "tokenizer")}
-        if self.manifest.encoder.voice_width is None:  # and this one
+        if self.manifest.encoder.voice_width is None:  # and these two
             del settings["encoder"]["voice_width"]
+        for fitted in settings["calibration"].values():
+            if not fitted["voice"]:
+                del fitted["voice"]
         entries = {**self.manifest.files, **self.manifest.fetched}
         settings["sha256"] = {name: entry.sha256 for name, entry in entries.items()}
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)

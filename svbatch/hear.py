@@ -31,7 +31,8 @@ class Hearing:
 
     `speech` (K, E) are the embeddings that the LLM is given, out of `embeddings` (T, E), with the tone before them.
     `readings` are what the read-out made of them, None where the bundle has none. `transcript` is None where none was
-    wanted or possible.
+    wanted or possible. `voice` (N,) are the log-probabilities of the labels that are read from the voice, task after
+    task, None where the bundle reads none.
     """
 
     start_s: float
@@ -39,6 +40,7 @@ class Hearing:
     embeddings: Tensor
     readings: "Readings | None"
     transcript: Transcript | None
+    voice: Tensor | None = None
 
     @property
     def read(self) -> list[int]:
@@ -130,7 +132,8 @@ def _read(frames: NDArray[np.float32], spans: Sequence[Span], model: Model) -> l
         spoken = model.readout.spoken(embeddings, log_probs)
         if "tone" in projected:
             spoken = torch.cat([torch.from_numpy(projected["tone"][i]), spoken])
-        hearings.append(Hearing(span.start_s, spoken, embeddings, readings, transcript=None))
+        voice = torch.from_numpy(projected["labels"][i]) if "labels" in projected else None
+        hearings.append(Hearing(span.start_s, spoken, embeddings, readings, transcript=None, voice=voice))
     return hearings
 
 

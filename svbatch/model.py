@@ -1,6 +1,7 @@
 """A bundle's parts in memory: the frozen ones out of the cache, what was trained out of the bundle's folder."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from svbatch.speech.export import assemble_weights
 from svbatch.speech.readout import Readout
 from svbatch.speech.recogniser import Recogniser
 from svbatch.speech.whisper import load_whisper
+from svbatch.tasks.task import bare_task
 
 Precision = Literal["float32", "bfloat16"]
 RULE = 1  # of how weights are laid down in the cache; another rule, another folder
@@ -28,7 +30,8 @@ RULE = 1  # of how weights are laid down in the cache; another rule, another fol
 @dataclass(frozen=True)
 class Model:
     """What annotate needs of a bundle. `voice_activity`, `recogniser` and `readout` are None where the bundle has none.
-    `frame_samples`: samples of sound in one frame of the encoder."""
+    `frame_samples`: samples of sound in one frame of the encoder. `voiced`: labels that are read from the voice, by
+    task, in their order in `Hearing.voice`."""
 
     encoder: OnnxSession
     voice_activity: OnnxSession | None
@@ -39,6 +42,7 @@ class Model:
     tokenizer: Tokenizer
     calibration: dict[str, Calibration]
     frame_samples: int = FRAME_SAMPLES
+    voiced: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:
@@ -66,6 +70,7 @@ def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:
         tokenizer=load_tokenizer(bundle),
         calibration=dict(manifest.calibration),
         frame_samples=frame_samples(bundle),
+        voiced={name: bare_task(name, Path()).label_names for name in manifest.projector.config.get("tone", ())},
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from svbatch.bundle import Calibration
@@ -42,7 +43,7 @@ def closed_answers(
         own = [next(scores).numpy() for _ in task.questions()]
         fitted = model.calibration.get(task.definition) if task.is_library else None
         if task.answer == "label":
-            answers[task.name] = _label_answers(task, own[0], fitted)
+            answers[task.name] = _label_answers(task, own[0], fitted, hearings, model)
         elif task.entries:
             answers[task.name] = _entry_answers(task, own, fitted, hearings, model)
         else:
@@ -50,9 +51,27 @@ def closed_answers(
     return answers
 
 
-def _label_answers(task: Task, scores: Scores, fitted: Calibration | None) -> list[Answer]:
-    temperature = fitted.temperature if fitted else None
-    return label_answers(scores, task.scored, temperature=temperature, min_probability=task.min_probability)
+def _label_answers(
+    task: Task, scores: Scores, fitted: Calibration | None, hearings: Sequence[Hearing], model: Model
+) -> list[Answer]:
+    heard = heard_labels(task, hearings, model) if fitted and fitted.voice else None
+    return label_answers(
+        scores,
+        task.scored,
+        evidence=0.0 if fitted is None or heard is None else fitted.voice * heard,
+        temperature=fitted.temperature if fitted else None,
+        min_probability=task.min_probability,
+    )
+
+
+def heard_labels(task: Task, hearings: Sequence[Hearing], model: Model) -> Scores | None:
+    """What the voice alone says of a task's labels, log-probabilities (B, N); None where these labels are not read."""
+    if not task.is_library or tuple(model.voiced.get(task.definition, ())) != tuple(task.scored):
+        return None
+    before = list(model.voiced)[: list(model.voiced).index(task.definition)]
+    start = sum(len(model.voiced[name]) for name in before)
+    read = [hearing.voice[start : start + len(task.scored)] for hearing in hearings if hearing.voice is not None]
+    return torch.stack(read).float().numpy() if len(read) == len(hearings) > 0 else None
 
 
 def _yes_no_answers(

@@ -12,6 +12,7 @@ from svbatch.generate import WEIGHT_ALONE, transcribe
 from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
 from svbatch.language.encoder_decoder import EncoderDecoder
 from svbatch.language.llm import Prefix
+from svbatch.score import heard_labels
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.tasks import prompts
@@ -93,6 +94,26 @@ def test_evidence_in_the_sound_counts_as_much_as_was_fitted(hearings, tiny_model
         return math.log(probability / (1 - probability))
 
     assert log_odds(spotting=0.1, bias=0.5) - log_odds() == pytest.approx(0.1 * spotted.evidence + 0.5, abs=1e-3)
+
+
+def test_the_voice_counts_as_much_as_was_fitted(hearings, tiny_model):
+    def log_probs(voice: float) -> list[float]:
+        calibration = {"gender": Calibration(temperature=2.0, voice=voice)}
+        [answer] = ask([task("gender")], hearings[1:], replace(tiny_model, calibration=calibration))["gender"]
+        return [math.log(each["probability"]) for each in answer["probabilities"]]
+
+    assert list(tiny_model.voiced) == ["emotion", "gender"]
+    heard = hearings[1].voice[4:].tolist()
+    [with_voice, without] = [log_probs(voice) for voice in (0.5, 0.0)]
+    gained = [a - b for a, b in zip(with_voice, without, strict=True)]
+    assert gained[1] - gained[0] == pytest.approx(0.5 * (heard[1] - heard[0]), abs=1e-3)
+
+
+def test_labels_of_a_jobs_own_are_not_those_that_the_voice_was_read_for(hearings, tiny_model):
+    own = task("gender").model_copy(update={"definition": "emotion"})
+    assert heard_labels(task("gender"), hearings, tiny_model).shape == (len(hearings), 2)
+    assert heard_labels(own, hearings, tiny_model) is None
+    assert heard_labels(task("accent"), hearings, tiny_model) is None
 
 
 def test_a_draft_changes_no_word_of_the_llms_transcript(hearings, tiny_model):

@@ -114,12 +114,12 @@ def export_projector(projector: Projector | ConvolutionalProjector, target: Path
 
     That file (safetensors, one tensor per parameter name) must exist. The graph takes frames (B, T, D)
     float32 and lengths (B,) int64, and gives embeddings (B, ceil(T / downsampling), E), and where the projector has a
-    read-out blank logits of the same length and the tone (B, A, E), all float32.
+    read-out blank logits of the same length, the tone (B, A, E) and its labels' log-probabilities (B, N), all float32.
     """
     batch, frames = torch.export.Dim("batch", min=1), torch.export.Dim("frames", max=100_000)
     shapes = {"frames": {0: batch, 1: frames}, "lengths": {0: batch}}
     inputs = (torch.randn(2, 300, projector.frame_width), torch.tensor([300, 200]))
-    outputs = ["embeddings", "blank", "tone"] if isinstance(projector, Projector) else ["embeddings"]
+    outputs = ["embeddings", "blank", "tone", "labels"] if isinstance(projector, Projector) else ["embeddings"]
     model = _graph(projector.eval(), inputs, shapes, outputs)
     _read_half_from(model, target.parent / weights_name)
     target.write_bytes(model.SerializeToString())

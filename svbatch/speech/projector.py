@@ -136,15 +136,16 @@ class Projector(nn.Module):
         voice: Tensor = frames[:, :, self.said_width :] if has_own else self.mix(frames)
         return voice
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, T, frame_width), (B,) valid frames -> embeddings (B, ceil(T / downsampling), E) at 12.5 Hz, blank logits
-        of the same length, and the tone (B, A, E), whose A is 0 without a head for it. Rows past
-        `ceil(lengths / downsampling)` hold no meaning."""
+        of the same length, and the tone (B, A, E) with the log-probabilities of its labels (B, N), both of size 0
+        without a head for it. Rows past `ceil(lengths / downsampling)` hold no meaning."""
         mixed: Tensor = self.mix(frames[:, :, : self.said_width])
         if self.tone is not None:
-            tone: Tensor = self.tone(self.voice(frames), lengths)
+            tone, labels = self.tone(self.voice(frames), lengths)
         else:
             tone = mixed.new_zeros(mixed.shape[0], 0, self.output.out_features)
+            labels = mixed.new_zeros(mixed.shape[0], 0)
         hidden = mixed
         for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
             hidden = hidden * length_mask(lengths, hidden.shape[1]).unsqueeze(2).to(hidden.dtype)
@@ -156,7 +157,7 @@ class Projector(nn.Module):
             hidden = layer(hidden, mask)
         hidden = self.norm(hidden)
         embeddings: Tensor = self.output(hidden)
-        return embeddings, self.blank(hidden).squeeze(2), tone
+        return embeddings, self.blank(hidden).squeeze(2), tone, labels
 
 
 def num_embeddings(num_frames: int, downsampling: int = 4) -> int:

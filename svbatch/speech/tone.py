@@ -67,11 +67,14 @@ class ToneHead(nn.Module):
         parts[self.counted] = self.speakers(frames, valid).to(logits)
         return torch.cat(parts, dim=1)
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, D) and (B,) valid frames -> an embedding of each attribute, (B, A, E)."""
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) and (B,) valid frames -> an embedding of each attribute, (B, A, E), and the log-probability of each
+        label, (B, Σ num_labels)."""
         parts = torch.split(self.logits(frames, lengths).float(), self.num_labels, dim=1)
+        log_probs = [part.log_softmax(dim=1) for part in parts]
         words = torch.split(self.words.float(), self.num_labels)
-        return torch.stack([part.softmax(dim=1) @ own for part, own in zip(parts, words, strict=True)], dim=1)
+        told = torch.stack([part.exp() @ own for part, own in zip(log_probs, words, strict=True)], dim=1)
+        return told, torch.cat(log_probs, dim=1)
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

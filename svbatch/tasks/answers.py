@@ -33,15 +33,18 @@ def label_answers(
     scores: ArrayLike,
     labels: Sequence[str],
     *,
+    evidence: ArrayLike = 0.0,
     temperature: float | None = None,
     min_probability: float | None = None,
 ) -> list[dict[str, Any]]:
     """Scores (B, N) of N labels -> B answers {label, probability, probabilities, reason, calibrated}.
 
+    `evidence` (B, N) is what speaks for each label beside score / temperature.
     `probability` is that of the most probable label, the first of equals. Below `min_probability` the label
     is None with reason low_confidence; the numbers stay. `temperature` is None where none was fitted."""
     answers = []
-    for row in probabilities(scores, 1.0 if temperature is None else temperature):
+    scaled = np.asarray(scores, dtype=np.float64) / (1.0 if temperature is None else temperature)
+    for row in probabilities(scaled + np.asarray(evidence, dtype=np.float64)):
         best = int(row.argmax())
         reason = _reason(row[best], min_probability)
         answers.append(

@@ -82,7 +82,7 @@ def posteriors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(speech embeddings (B, T, E), log-probabilities (B, T, 1 + V), tone (B, A, E)) of frames (B, T', D)."""
     with torch.autocast(frames.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        speech, blank, tone = projector(frames, lengths)
+        speech, blank, tone, _ = projector(frames, lengths)
         return speech, readout.log_probs(speech, blank), tone
 
 

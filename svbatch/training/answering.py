@@ -181,7 +181,7 @@ def _named(task: Task, name: str, changed: Task, wording: str | None) -> Task:
 def _without_part(hearings: Sequence[Hearing], mode: Mode) -> list[Hearing]:
     match mode:
         case "both-no-speech":
-            return [replace(hearing, speech=hearing.speech[:0]) for hearing in hearings]
+            return [replace(hearing, speech=hearing.speech[:0], voice=None) for hearing in hearings]
         case "both-no-transcript":
             return [replace(hearing, transcript=None) for hearing in hearings]
         case _:

@@ -8,7 +8,7 @@ import torch
 from svbatch.bundle import Calibration
 from svbatch.model import Model
 from svbatch.training.data import Example
-from svbatch.training.listening import asked_keywords, asked_labels, asked_speaker_counts, heard_examples
+from svbatch.training.listening import Judged, asked_keywords, asked_labels, asked_speaker_counts, heard_examples
 
 MIN_ANSWERS = 20
 LABELLED = ("emotion", "sentiment", "accent", "gender", "language", "intent")
@@ -36,8 +36,34 @@ def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[s
     judged["speaker_count"] = asked_speaker_counts(examples, model, seed)
     for name, answers in judged.items():
         if len(answers.truths) >= MIN_ANSWERS:
-            fitted[name] = Calibration(temperature=fitted_temperature(answers.probabilities, answers.truths))
+            fitted[name] = fitted_labels(answers)
     return fitted
+
+
+def fitted_labels(judged: Judged) -> Calibration:
+    """A temperature; where the voice is read too, the weight of its log-probabilities with it, by multinomial logistic
+    regression in which each truth counts as in `fitted_temperature`. Neither weight is negative."""
+    if not judged.voice:
+        return Calibration(temperature=fitted_temperature(judged.probabilities, judged.truths))
+    scores = torch.tensor(judged.probabilities, dtype=torch.float64).clamp(min=LEAST_PROBABILITY).log()
+    voice = torch.tensor(judged.voice, dtype=torch.float64)
+    num_answers, num_labels = scores.shape
+    doubt = 1 / (num_answers + 2)
+    targets = torch.full(scores.shape, doubt / (num_labels - 1), dtype=torch.float64)
+    targets[torch.arange(num_answers), judged.truths] = 1 - doubt
+    logs = torch.tensor([0.0, -1.0], dtype=torch.float64, requires_grad=True)  # of both weights
+    optimiser = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        of_llm, of_voice = logs.clamp(-4.0, 4.0).exp()
+        value = torch.nn.functional.cross_entropy(scores * of_llm + voice * of_voice, targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    of_llm, of_voice = logs.clamp(-4.0, 4.0).exp().tolist()
+    return Calibration(temperature=round(1 / of_llm, 4), voice=round(of_voice, 4))
 
 
 def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:

@@ -1,7 +1,7 @@
 """Held-out recordings heard as a run hears them, and asked what calibration wants to know."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from svbatch.corpus.segment import speech_segments, windows
 from svbatch.generate import Unanswered
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
+from svbatch.score import heard_labels
 from svbatch.tasks.answers import Answer
 from svbatch.tasks.task import Task, load_task
 from svbatch.training.benchmarks import speaker_counts
@@ -84,10 +85,12 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
 @dataclass(frozen=True)
 class Judged:
     """Answers to one closed task at temperature 1: the probability of every label in the task's order, (N, L), and the
-    places of the true ones, (N,)."""
+    places of the true ones, (N,). `voice` (N, L) are the log-probabilities that the voice alone gives, where it is
+    read."""
 
     probabilities: list[list[float]]
     truths: list[int]
+    voice: list[list[float]] = field(default_factory=list)
 
 
 def asked_labels(name: str, heard: Sequence[Listened], model: Model) -> Judged:
@@ -116,8 +119,10 @@ def _judged(task: Task, told: Sequence[tuple[Hearing, str]], model: Model) -> Ju
         some = told[start : start + HEARINGS_AT_ONCE]
         with torch.inference_mode():
             answers = ask([task], [hearing for hearing, _ in some], model)[task.name]
-        for answer, (_, truth) in zip(answers, some, strict=True):
+        heard = heard_labels(task, [hearing for hearing, _ in some], model)
+        for row, (answer, (_, truth)) in enumerate(zip(answers, some, strict=True)):
             if not isinstance(answer, Unanswered):
+                judged.voice.extend([] if heard is None else [heard[row].tolist()])
                 by_label = {each["label"]: each["probability"] for each in answer["probabilities"]}
                 judged.probabilities.append([by_label[label] for label in places])
                 judged.truths.append(places[truth])

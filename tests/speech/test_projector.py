@@ -37,10 +37,11 @@ def published(tiny_bundle) -> Projector:
 @settings(max_examples=40, deadline=None)
 @given(num_frames=st.integers(1, 1500))
 def test_four_frames_give_one_embedding_and_a_rest_gives_one_more(projector, num_frames):
-    embeddings, blank, tone = projector(torch.zeros(1, num_frames, 12), torch.tensor([num_frames]))
+    embeddings, blank, tone, labels = projector(torch.zeros(1, num_frames, 12), torch.tensor([num_frames]))
     assert embeddings.shape == (1, num_embeddings(num_frames), 24)
     assert blank.shape == (1, num_embeddings(num_frames))
     assert tone.shape == (1, 0, 24)
+    assert labels.shape == (1, 0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -50,9 +51,9 @@ def test_padding_changes_no_embedding_of_a_neighbour(projector, lengths, seed):
     batch = torch.full((len(rows), max(lengths), 12), 1e3)  # what lies past a row's end must not matter
     for place, row in zip(batch, rows, strict=True):
         place[: len(row)] = row
-    together, blanks, _ = projector(batch, torch.tensor(lengths))
+    together, blanks, *_ = projector(batch, torch.tensor(lengths))
     for i, row in enumerate(rows):
-        alone, blank, _ = projector(row[None], torch.tensor([len(row)]))
+        alone, blank, *_ = projector(row[None], torch.tensor([len(row)]))
         real = num_embeddings(len(row))
         torch.testing.assert_close(together[i, :real], alone[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(blanks[i, :real], blank[0], atol=1e-4, rtol=0)
@@ -62,9 +63,10 @@ def test_padding_changes_no_embedding_of_a_neighbour(projector, lengths, seed):
 def test_the_graph_agrees_with_torch(published, session, lengths):
     frames = np.random.default_rng(1).standard_normal((len(lengths), max(lengths), 64)).astype(np.float32)
     given = session.run({"frames": frames, "lengths": np.array(lengths)})
-    embeddings, blank, tone = published(torch.from_numpy(frames), torch.tensor(lengths))
+    embeddings, blank, tone, labels = published(torch.from_numpy(frames), torch.tensor(lengths))
     assert given["embeddings"].shape == embeddings.shape
     np.testing.assert_allclose(given["tone"], tone.numpy(), atol=1e-3)
+    np.testing.assert_allclose(given["labels"], labels.numpy(), atol=1e-3)
     for row, length in enumerate(lengths):
         real = num_embeddings(length)
         np.testing.assert_allclose(given["embeddings"][row, :real], embeddings[row, :real].numpy(), atol=1e-3)

@@ -22,16 +22,19 @@ def test_what_stands_past_a_rows_end_or_beside_it_changes_nothing(head, lengths,
     batch = torch.full((len(rows), max(lengths), 12), 1e3)
     for place, row in zip(batch, rows, strict=True):
         place[: len(row)] = row
-    together = head(batch, torch.tensor(lengths))
+    together, log_probs = head(batch, torch.tensor(lengths))
+    assert log_probs.shape == (len(rows), 5)
     assert together.shape == (len(rows), 2, 8)
     for own, row in zip(together, rows, strict=True):
-        torch.testing.assert_close(own, head(row[None], torch.tensor([len(row)]))[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(own, head(row[None], torch.tensor([len(row)]))[0][0], atol=1e-4, rtol=0)
 
 
 def test_a_sure_answer_is_the_labels_own_word_and_an_unsure_one_lies_between(head):
     frames, lengths = torch.randn(1, 40, 12), torch.tensor([40])
     probabilities = [part.softmax(dim=1)[0] for part in head.logits(frames, lengths).split((3, 2), dim=1)]
-    given = head(frames, lengths)[0]
+    embeddings, log_probs = head(frames, lengths)
+    given = embeddings[0]
+    torch.testing.assert_close(log_probs[0].exp(), torch.cat(probabilities))
     torch.testing.assert_close(given[0], probabilities[0] @ head.words[:3])
     torch.testing.assert_close(given[1], probabilities[1] @ head.words[3:])
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from svbatch.training.calibrate import fitted_spotting, fitted_temperature
+from svbatch.training.calibrate import fitted_labels, fitted_spotting, fitted_temperature
+from svbatch.training.listening import Judged
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -40,3 +41,36 @@ def test_the_weights_of_llm_and_evidence_that_made_the_answers_are_found():
 def test_an_llm_that_is_always_wrong_weighs_nothing_rather_than_the_other_way():
     fitted = fitted_spotting([0.01, 0.99] * 20, [-9.0, 0.0] * 20, [True, False] * 20)
     assert 1 / fitted.temperature < 0.05
+
+
+def judged(llm: np.ndarray, voice: np.ndarray, truths: np.ndarray) -> Judged:
+    """Log-odds as answers of three labels."""
+    normal = [scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) for scores in (llm, voice)]
+    return Judged(np.exp(normal[0]).tolist(), [int(truth) for truth in truths], normal[1].tolist())
+
+
+def test_the_weights_of_llm_and_voice_that_made_the_answers_are_found():
+    random = np.random.default_rng(0)
+    llm, voice = random.normal(0, 2, (2, 6000, 3))
+    scores = llm / 3 + 0.8 * voice
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    truths = np.array([random.choice(3, p=share) for share in shares])
+    found = fitted_labels(judged(llm, voice, truths))
+    assert found.temperature == pytest.approx(3.0, rel=0.15)
+    assert found.voice == pytest.approx(0.8, rel=0.1)
+
+
+def test_an_llm_that_does_not_listen_leaves_the_answer_to_the_voice():
+    random = np.random.default_rng(1)
+    truths = random.integers(3, size=300)
+    voice = 2.0 * np.eye(3)[truths] + random.normal(0, 0.5, (300, 3))
+    found = fitted_labels(judged(random.normal(0, 1, (300, 3)), voice, truths))
+    assert found.voice > 1.0
+    assert found.voice * found.temperature > 5.0  # so many times as much as the LLM
+
+
+def test_labels_that_no_voice_tells_have_a_temperature_alone():
+    answers = Judged([[0.7, 0.2, 0.1]] * 30, [0] * 21 + [1] * 6 + [2] * 3)
+    found = fitted_labels(answers)
+    assert found.voice == 0.0
+    assert found.temperature == fitted_temperature(answers.probabilities, answers.truths)
