@@ -8,7 +8,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -74,25 +74,29 @@ class Tables:
             return self.dataset(table).to_table(columns, filter=keep)
 
     def make(self, table: str, schema: pa.Schema) -> None:
-        """Makes a table, with an empty Parquet file, where there is none. OutputError if something else is there."""
+        """Makes a table, with an empty Parquet file, where there is none. OutputError if something else is there;
+        BusyError as of `replace`."""
         with self.reporting(table):
-            if not self.exists(table):
-                path = self.folder.path and self.folder.path / table
-                others = path and path.exists() and any(each.name != "_delta_log" for each in path.iterdir())
-                if others and not self.exists(table):  # asked again: a shard may have just made it
-                    raise OutputError(f"{path}: not a table of svbatch; move it away or choose another output")
-                statistics = ",".join(name for name in STATISTICS_COLUMNS if name in schema.names)
-                DeltaTable.create(
-                    self._address(table),
-                    schema,
-                    mode="ignore",
-                    name=table,
-                    description=DESCRIPTION,
-                    configuration={"delta.dataSkippingStatsColumns": statistics},
-                    storage_options=self.folder.storage_options,
-                )
-            self.refuse_torn_log(table)
-            self._add_empty_file_if_none(table)
+            self._until_committed(table, lambda: self._make_once(table, schema))
+
+    def _make_once(self, table: str, schema: pa.Schema) -> None:
+        if not self.exists(table):
+            path = self.folder.path and self.folder.path / table
+            others = path and path.exists() and any(each.name != "_delta_log" for each in path.iterdir())
+            if others and not self.exists(table):  # asked again: a shard may have just made it
+                raise OutputError(f"{path}: not a table of svbatch; move it away or choose another output")
+            statistics = ",".join(name for name in STATISTICS_COLUMNS if name in schema.names)
+            DeltaTable.create(
+                self._address(table),
+                schema,
+                mode="ignore",
+                name=table,
+                description=DESCRIPTION,
+                configuration={"delta.dataSkippingStatsColumns": statistics},
+                storage_options=self.folder.storage_options,
+            )
+        self.refuse_torn_log(table)
+        self._add_empty_file_if_none(table)
 
     def append(self, table: str, rows: pa.Table) -> None:
         with self.reporting(table):
@@ -108,23 +112,29 @@ class Tables:
                 write_deltalake(delta, rows, mode="overwrite", schema_mode="overwrite", writer_properties=ZSTD)
 
     def replace(self, table: str, gone: pc.Expression, rows: pa.Table) -> None:
-        """Puts `rows` in the place of the rows that match `gone`, in one transaction.
+        """Puts `rows` in the place of the rows that match `gone`, in one transaction. BusyError if others committed
+        CONFLICTS times while it tried to."""
 
-        When another shard has committed at the same time, it is tried again after a pause that grows, by chance so
-        that two do not meet again. BusyError after CONFLICTS tries.
-        """
+        def commit() -> None:
+            with self._committing(table) as delta:
+                self._replace_once(delta, table, gone, rows)
+
         with self.reporting(table):
-            for turn in range(CONFLICTS):
-                self.hold.check()
-                try:
-                    with self._committing(table) as delta:
-                        return self._replace_once(delta, table, gone, rows)
-                except CommitFailedError:
-                    time.sleep(random.uniform(0, min(PAUSE_S, 0.05 * 2**turn)))
-            raise BusyError(
-                f"{self.folder.address_of(table)}: others have committed there {CONFLICTS} times while this batch "
-                "tried to; what was committed is kept: run again"
-            )
+            self._until_committed(table, commit)
+
+    def _until_committed(self, table: str, commit: Callable[[], None]) -> None:
+        """When another shard has committed at the same time, it is tried again after a pause that grows, by chance so
+        that two do not meet again."""
+        for turn in range(CONFLICTS):
+            self.hold.check()
+            try:
+                return commit()
+            except CommitFailedError:
+                time.sleep(random.uniform(0, min(PAUSE_S, 0.05 * 2**turn)))
+        raise BusyError(
+            f"{self.folder.address_of(table)}: others have committed there {CONFLICTS} times while this batch "
+            "tried to; what was committed is kept: run again"
+        )
 
     def compact(self, table: str) -> None:
         """Makes few files of many."""
@@ -251,7 +261,11 @@ class Tables:
         name, now_ms = f"part-{uuid4()}.parquet", int(datetime.now(UTC).timestamp() * 1000)
         self.folder.write(f"{table}/{name}", content.getvalue())
         added = AddAction(name, content.tell(), {}, now_ms, True, json.dumps({"numRecords": 0}))
-        delta.create_write_transaction([added], "append", delta.schema())
+        try:
+            delta.create_write_transaction([added], "append", delta.schema())
+        except CommitFailedError:  # another shard has made the table at the same time
+            self.folder.remove([f"{table}/{name}"])
+            raise
         keep_hashes(self.folder, table, [name])
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,8 +78,12 @@ class Folder:
     def sizes(self, below: str) -> dict[str, int]:
         """Every file in the folder `below` and its folders, half-written ones too: bytes by name from here."""
         if self.path:
-            found = ((Path(folder) / name) for folder, _, names in os.walk(self.path / below) for name in names)
-            return {str(each.relative_to(self.path)): each.stat().st_size for each in found}
+            sizes = {}
+            for folder, _, names in os.walk(self.path / below):
+                for each in (Path(folder) / name for name in names):
+                    with suppress(FileNotFoundError):  # another shard has just renamed what it wrote
+                        sizes[str(each.relative_to(self.path))] = each.stat().st_size
+            return sizes
         with self._reaching(below):
             return {each["path"]: each["size"] for batch in obstore.list(self._objects, below) for each in batch}
 

@@ -10,6 +10,8 @@ import pytest
 from batches import expected, texts
 
 from svbatch.errors import BusyError
+from svbatch.tables.delta import Tables
+from svbatch.tables.folder import Folder
 from svbatch.tables.store import Store
 from svbatch.tables.verify import verify
 
@@ -123,3 +125,36 @@ def test_eight_shards_append_fifty_times_each(tmp_path):
 @pytest.mark.slow
 def test_eight_shards_replace_at_the_same_time(tmp_path):
     write(tmp_path / "out", num_shards=8, turns=6, batches=3)
+
+
+MAKER = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from svbatch.tables.delta import Tables
+from svbatch.tables.folder import Folder
+
+tables = Tables(Folder(Path(sys.argv[1]), make=True))
+print("ready", flush=True)
+for line in sys.stdin:
+    tables.make(line.strip(), pa.schema([("recording_id", pa.string())]))
+    print("made", flush=True)
+"""
+
+
+def test_shards_that_make_a_table_at_the_same_moment_all_find_it_made(tmp_path):
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", MAKER, str(tmp_path / "out")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    shards = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) for _ in range(6)]
+    assert [shard.stdout.readline() for shard in shards] == ["ready\n"] * 6
+    for number in range(30):
+        for shard in shards:
+            shard.stdin.write(f"table{number}\n")
+            shard.stdin.flush()
+        assert [shard.stdout.readline() for shard in shards] == ["made\n"] * 6
+    assert [shard.communicate()[1] for shard in shards] == [""] * 6
+    tables = Tables(Folder(tmp_path / "out", make=False))
+    for number in range(30):
+        assert len(tables.files(f"table{number}")) >= 1
+        assert not tables.leftovers(f"table{number}")
