@@ -115,19 +115,19 @@ def pieces(voices: Mapping[str, Sequence[Heard]], is_one: bool, random: np.rando
     size = min(int(random.integers(2, MAX_PIECES + 1)), len(voices))
     names = [sorted(voices)[int(i)] for i in random.permutation(len(voices))][:size]
     if any(len(own) < MAX_PIECES for own in voices.values()):
-        chosen = [_any(voices[name], random) for name in names]
+        chosen = [any_of(voices[name], random) for name in names]
         clips = [chosen[0]] * size if is_one else chosen
         return [np.array_split(clip.read(), size)[place] for place, clip in enumerate(clips)]
     own = voices[names[0]]
     same = [own[int(i)] for i in random.permutation(len(own))[:size]]
-    return [clip.read() for clip in (same if is_one else [_any(voices[name], random) for name in names])]
+    return [clip.read() for clip in (same if is_one else [any_of(voices[name], random) for name in names])]
 
 
 def _joined(parts: Sequence[Frames], gaps: Sequence[Frames], random: np.random.Generator) -> Frames:
     """The parts, cut to MAX_FRAMES, with silence between them."""
     row: list[Frames] = []
     for part in parts:
-        row += [cropped(part, random), _any(gaps, random)[: int(random.integers(*GAP_FRAMES))]]
+        row += [cropped(part, random), any_of(gaps, random)[: int(random.integers(*GAP_FRAMES))]]
     return np.concatenate(row[:-1])
 
 
@@ -171,5 +171,6 @@ def _gaps(examples: Sequence[Example], clips: Sequence[Heard], listener: Listene
     return [listener.frames(sound)[-SAMPLE_RATE_HZ // listener.frame_samples :] for sound in sounds]
 
 
-def _any(some: Sequence[T], random: np.random.Generator) -> T:
+def any_of(some: Sequence[T], random: np.random.Generator) -> T:
+    """One of them, each as likely."""
     return some[int(random.integers(len(some)))]

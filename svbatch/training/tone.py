@@ -6,7 +6,6 @@ then a clip. How many people speak is fitted instead (svbatch.training.speakers)
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +21,7 @@ from svbatch.training.frames import Heard
 from svbatch.training.known import learnable_answers
 from svbatch.training.recipe import ToneStage
 from svbatch.training.shape import COUNTED
-from svbatch.training.speakers import Frames, Voices, by_speaker, cropped, of_a_source
-
-T = TypeVar("T")
+from svbatch.training.speakers import Frames, Voices, any_of, by_speaker, cropped, of_a_source
 
 
 class ToneTeacher:
@@ -81,9 +78,9 @@ class ToneTeacher:
         return [self._one(names[i % len(names)], random) for i in range(self._stage.hearings_per_batch)]
 
     def _one(self, name: str, random: np.random.Generator) -> tuple[str, int, Frames, int]:
-        label = _any(sorted(self._pools[name]), random)
+        label = any_of(sorted(self._pools[name]), random)
         voices = of_a_source(self._pools[name][label], random)
-        clip = _any(voices[_any(sorted(voices), random)], random)
+        clip = any_of(voices[any_of(sorted(voices), random)], random)
         return name, self._labels[name].index(label), cropped(clip.read(), random), clip.example
 
 
@@ -94,7 +91,3 @@ def _by_label(name: str, examples: Sequence[Example], clips: Sequence[Heard]) ->
         for one in known.get(clip.example, ())[:1]:
             labelled.setdefault(one.answer, []).append(clip)
     return {label: by_speaker(examples, own) for label, own in labelled.items()}
-
-
-def _any(some: Sequence[T], random: np.random.Generator) -> T:
-    return some[int(random.integers(len(some)))]
