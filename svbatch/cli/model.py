@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from svbatch.bundle import Bundle
     from svbatch.training.answering import Mode
+    from svbatch.training.data import Example
 
 cache_option = click.option(
     "--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE)."
@@ -160,10 +161,12 @@ def train(recipe: Path, data: Path | None, output: Path | None, parameters: bool
         return
     if data is None or output is None:
         raise click.UsageError("Missing option '--data' or '--output'.")
+    from svbatch.training.data import read_manifests
     from svbatch.training.parts import frozen_parts
     from svbatch.training.publish import make
 
-    sources = _sources(data, loaded.manifests)  # a missing manifest is told before hours of work
+    sources = _sources(read_manifests(data, loaded.manifests))  # a missing manifest is told before hours of work
+    read_manifests(data, loaded.calibration)
     base = frozen_parts(loaded, recipe.parent, output / "parts", cache)
     card = {
         "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {base.manifest.name}",
@@ -273,11 +276,9 @@ def doctor(cache: Path | None) -> None:
         click.echo(f"{marks[finding.works]:3}{finding.subject:18}{finding.detail}")
 
 
-def _sources(folder: Path, manifests: list[str]) -> list[dict[str, Any]]:
+def _sources(examples: "Sequence[Example]") -> list[dict[str, Any]]:
     """Source, licence and number of examples of what was trained on, for the bundle's card."""
-    from svbatch.training.data import read_manifests
-
-    counts = Counter((example.source, example.licence) for example in read_manifests(folder, manifests))
+    counts = Counter((example.source, example.licence) for example in examples)
     return [{"source": s, "licence": li, "examples": count} for (s, li), count in counts.items()]
 
 

@@ -11,14 +11,18 @@ from svbatch.training.data import Example
 from svbatch.training.listening import Judged, asked_keywords, asked_labels, asked_speaker_counts, heard_examples
 
 MIN_ANSWERS = 20
-LABELLED = ("emotion", "sentiment", "accent", "gender", "language", "intent")
+BY_VOICE = ("emotion", "accent", "gender", "language")
+BY_WORDS = ("sentiment", "intent")
 LEAST_PROBABILITY = 1e-12
 
 
-def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[str, Calibration]:
+def calibrate(
+    examples: Sequence[Example], told: Sequence[Example], model: Model, *, seed: int
+) -> dict[str, Calibration]:
     """By closed task, the calibration at which `examples` are most likely; they must be held out of training.
 
-    `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
+    So must be `told`, which count for tasks that are told by words alone: they may be synthesised, and are then no
+    measure of voices. `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
     """
     heard = list(heard_examples(examples, model))
     fitted: dict[str, Calibration] = {}
@@ -32,7 +36,9 @@ def calibrate(examples: Sequence[Example], model: Model, *, seed: int) -> dict[s
         fitted["keyword_search"] = fitted_spotting(
             [a.probability for a in asked], [a.evidence or 0.0 for a in asked], [a.truth for a in asked]
         )
-    judged = {name: asked_labels(name, heard, model) for name in LABELLED}
+    judged = {name: asked_labels(name, heard, model) for name in BY_VOICE}
+    heard += heard_examples(told, model)
+    judged |= {name: asked_labels(name, heard, model) for name in BY_WORDS}
     judged["speaker_count"] = asked_speaker_counts(examples, model, seed)
     for name, answers in judged.items():
         if len(answers.truths) >= MIN_ANSWERS:

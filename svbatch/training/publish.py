@@ -36,8 +36,9 @@ def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[s
     made = publish(parts, recipe, base, output / "bundle", calibration={}, card=card)
     examples = read_manifests(data, recipe.manifests)
     aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
+    told = read_manifests(data, recipe.calibration)
     model = load_model(made, "cpu", choose_precision("auto", "cpu"))
-    return revised(made, {"calibration": plain(calibrate(aside, model, seed=recipe.seed))})
+    return revised(made, {"calibration": plain(calibrate(aside, told, model, seed=recipe.seed))})
 
 
 def revised(bundle: Bundle, changes: Mapping[str, Any]) -> Bundle:

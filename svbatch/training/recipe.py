@@ -135,7 +135,8 @@ def _kind_of(value: Any) -> str:
 
 
 class Recipe(_Part):
-    """`parts` names a bundle whose frozen parts are used; or `encoder` and `llm` name them one by one."""
+    """`parts` names a bundle whose frozen parts are used; or `encoder` and `llm` name them one by one. `calibration`:
+    manifests that nothing is learnt from, for calibrating what is told by words."""
 
     name: str
     parts: str | None = None
@@ -144,6 +145,7 @@ class Recipe(_Part):
     seed: int
     manifests: list[str]
     held_out_every: PositiveInt
+    calibration: list[str] = []
     frame_passes: PositiveInt
     cache_gigabytes: PositiveFloat | None = None
     transcripts: int = 0

@@ -156,8 +156,16 @@ def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_pat
         row = {"audio": f"{number}.wav", "text": text, "lang": "en", "speech": text is not None}
         rows.append(row | {"source": "made", "licence": "CC0-1.0"})
     (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    told = [row | {"source": "told", "sentiment": "neutral"} for row in rows if row["text"]]
+    (tmp_path / "told.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in told))
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe |= {"name": "taught", "parts": str(tiny_base.folder), "readout_tokens": 60, "held_out_every": 2}
+    recipe |= {
+        "calibration": ["told.jsonl"],
+        "name": "taught",
+        "parts": str(tiny_base.folder),
+        "readout_tokens": 60,
+        "held_out_every": 2,
+    }
     recipe["projector"] = {"width": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
     recipe["adapter"] = {"rank": 2, "alpha": 4, "targets": ["q_proj"]}
     recipe |= {"manifests": ["train.jsonl"], "stages": recipe["stages"][:3]}
@@ -176,6 +184,7 @@ def test_train_writes_a_calibrated_bundle_that_checks(tiny_base, bursts, tmp_pat
     assert made.check() == []
     assert made.manifest.data == [{"source": "made", "licence": "CC0-1.0", "examples": 48}]
     assert made.manifest.calibration["speech_activity"].temperature > 0
+    assert made.manifest.calibration["sentiment"].temperature > 0, "told alone has sentiments"
 
 
 def test_train_refuses_missing_data_before_any_work(tiny_base, tmp_path):
