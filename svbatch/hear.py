@@ -164,6 +164,16 @@ def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:
     return [Word(w.word, w.start + hearing.start_s, w.end + hearing.start_s) for w in timed]
 
 
+def text_logprob(text: str, hearing: Hearing, model: Model) -> float:
+    """log p of `text` by the read-out's CTC over the whole hearing, which has one; -inf where it cannot be written."""
+    with part("alignment"):
+        words, log_probs = _posteriors(text.split(), hearing, model)
+        targets = torch.tensor([[label for word in words for label in word]], dtype=torch.int64)
+        lengths = torch.tensor([len(log_probs)]), torch.tensor([targets.shape[1]])
+        loss = torch.nn.functional.ctc_loss(torch.from_numpy(log_probs)[:, None], targets, *lengths, reduction="sum")
+    return -float(loss)
+
+
 def _posteriors(words: Sequence[str], hearing: Hearing, model: Model) -> tuple[list[list[int]], NDArray[np.float32]]:
     """The read-out's classes of each of `words`, and the log-probabilities of just these, (T, 1 + classes)."""
     assert model.readout is not None

@@ -8,8 +8,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from svbatch.ask import ask, mode_of, read
 from svbatch.bundle import Calibration
-from svbatch.generate import WEIGHT_ALONE, transcribe
-from svbatch.hear import Hearing, Span, hear, spotted_words, timed_words
+from svbatch.generate import WEIGHT_ALONE, is_better, transcribe
+from svbatch.hear import Hearing, Span, hear, log_probs_of, spotted_words, text_logprob, timed_words
 from svbatch.language.encoder_decoder import EncoderDecoder
 from svbatch.language.llm import Prefix
 from svbatch.score import heard_labels
@@ -133,6 +133,31 @@ def test_asr_can_be_asked_of_the_llm(hearings, tiny_model):
         assert row["num_tokens"] <= 16
         assert row["avg_logprob"] <= 0
         assert [word["word"] for word in row["words"]] == row["text"].split()
+
+
+def test_of_both_the_recognisers_transcript_stands_where_it_is_sure(hearings, tiny_model):
+    llm, both = (task({"asr": {"via": via}}).model_copy(update={"max_tokens": 8}) for via in ("llm", "both"))
+    transcript = replace(hearings[1].transcript, text="to town", ids=[1, 2])
+    sure, lost = (replace(hearings[1], transcript=replace(transcript, sum_logprob=x)) for x in (-0.3, -900.0))
+    kept, taken = ask([both], [sure, lost], tiny_model)["asr"]
+    assert (kept["text"], kept["via"]) == ("to town", "recogniser")
+    [written] = ask([llm], [lost], tiny_model)["asr"]
+    assert (taken["text"], taken["via"]) == (written["text"], "llm")
+
+
+def test_an_unsure_transcript_is_left_for_another_if_the_sound_is_more_like_that(hearings, tiny_model):
+    def unsure(text: str, avg_logprob: float) -> Hearing:
+        return replace(hearings[1], transcript=Transcript(text, [1, 2], 3 * avg_logprob, "stop", 0.0))
+
+    assert not is_better("to town", unsure("to town", -0.5), tiny_model)
+    assert is_better("to town", unsure("to town", -2.0), tiny_model)
+    assert is_better("to town", unsure("ab " * 99, -0.5), tiny_model), "no sound of 4 s can be so long a text"
+    assert not is_better("ab " * 99, unsure("to town", -2.0), tiny_model)
+
+
+def test_nothing_said_is_as_likely_as_nothing_but_blanks(hearings, tiny_model):
+    blanks = log_probs_of(hearings[1], tiny_model)[:, 0].sum()
+    assert text_logprob("", hearings[1], tiny_model) == pytest.approx(float(blanks), rel=1e-5)
 
 
 def test_without_a_recogniser_the_llm_writes_the_transcript_once_and_all_tasks_go_on_from_it(hearings, tiny_model):

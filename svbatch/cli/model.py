@@ -192,9 +192,9 @@ def train(recipe: Path, data: Path | None, output: Path | None, parameters: bool
     "modes",
     multiple=True,
     metavar="MODE",
-    type=click.Choice(["audio", "text", "both", "both-no-speech", "both-no-transcript"]),
-    help="What the LLM is given: audio, text, both, both-no-speech or both-no-transcript; may be given again "
-    "(default: audio and both).",
+    type=click.Choice(["audio", "text", "both", "both-no-speech", "both-no-transcript", "joint", "generated"]),
+    help="What the LLM is given and how it answers: audio, text, both, both-no-speech, both-no-transcript, joint or "
+    "generated; may be given again (default: audio and both).",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many recordings of each test.")
 @click.option("--wordings", is_flag=True, help="Ask the last mode in the wordings held out of training too.")

@@ -77,7 +77,7 @@ def _of_transcripts(answers: Sequence[Answer]) -> Answer:
     return {
         "words": [word for answer in answers for word in answer["words"] or ()],
         "no_speech_probability": min((each for each in silent if each is not None), default=None),
-        "via": answers[0]["via"],
+        "via": answers[0]["via"] if len({answer["via"] for answer in answers}) == 1 else "both",
     }
 
 

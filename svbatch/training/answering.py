@@ -12,7 +12,7 @@ from svbatch.ask import Mode as Heard
 from svbatch.ask import ask, read
 from svbatch.contract import contract_of
 from svbatch.corpus.segment import Segment, speech_segments, windows
-from svbatch.generate import MAX_TOKENS, WEIGHT_ALONE, WEIGHT_BESIDE, Unanswered, transcribe
+from svbatch.generate import MAX_TOKENS, WEIGHT_ALONE, Unanswered, transcribe, with_transcripts
 from svbatch.hear import Hearing, Span, hear
 from svbatch.model import Model
 from svbatch.tables.schemas import entry_names
@@ -21,11 +21,11 @@ from svbatch.tasks.answers import Answer
 from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
 from svbatch.training.benchmark import Benchmark, Item
+from svbatch.training.normaliser import normalised
 
-Mode = Literal["audio", "text", "both", "both-no-speech", "both-no-transcript"]
+Mode = Literal["audio", "text", "both", "both-no-speech", "both-no-transcript", "joint", "generated"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 RECORDINGS_AT_ONCE = 16
-READOUT_WEIGHTS: dict[Heard, float] = {"audio": WEIGHT_ALONE, "text": 0.0, "both": WEIGHT_BESIDE}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def mode_answers(batch: Batch, mode: Mode, model: Model, *, wordings: bool) -> I
                 task = _named(test.task_of(test.items[group[0]]), f"question{len(tasks)}", changed, words)
                 tasks.append(task)
                 asked.append((test, wording, group))
-    told = _without_part(batch.hearings, mode)
+    told = _told(batch.hearings, mode, model)
     about = {
         task.name: sorted(row for item in group for row in batch.rows(test.task, test.items[item].recording))
         for task, (test, _, group) in zip(tasks, asked, strict=True)
@@ -135,6 +135,9 @@ def in_mode(task: Task, mode: Mode) -> Task | None:
             return task.model_copy(update={"hears": ("transcript",), "spotting": False}) if is_possible else None
         case "both":
             return task
+        case "generated":
+            is_possible = task.answer == "label" and task.scope != "window"
+            return task.model_copy(update={"answer": "text"}) if is_possible else None
         case _:
             return task if hears_both else None
 
@@ -144,9 +147,13 @@ def answered(test: Benchmark, system: str, wording: int, item: int, task: Task, 
     truth = test.items[item].truth
     said: Any = None
     confidences: tuple[float, ...] = ()
-    if answer is not None and task.answer == "label":
+    right: tuple[bool, ...]
+    if system == "generated":
+        text = normalised(answer["text"]) if answer else ""
+        said, right = next((label for label in task.label_names if normalised(label) == text), None), ()
+    elif answer is not None and task.answer == "label":
         said, confidences = answer["label"], (answer["probability"],)
-        right: tuple[bool, ...] = (said == truth,)
+        right = (said == truth,)
     elif answer is not None and task.is_closed and task.entries:
         column, (entry, *_) = entry_names(contract_of(task))
         said = {each[entry]: each["present"] for each in answer[column]}
@@ -172,39 +179,59 @@ def of_recording(task: Task, parts: Sequence[tuple[Answer, int]]) -> Answer | No
 
 
 def _named(task: Task, name: str, changed: Task, wording: str | None) -> Task:
-    update: dict[str, Any] = {"name": name, "hears": changed.hears, "spotting": changed.spotting}
+    kept = ("hears", "spotting", "answer")
+    update: dict[str, Any] = {"name": name} | {key: getattr(changed, key) for key in kept}
     if wording is not None:
         update["instructions"] = (wording,)
     return task.model_copy(update=update)
 
 
-def _without_part(hearings: Sequence[Hearing], mode: Mode) -> list[Hearing]:
+def _told(hearings: Sequence[Hearing], mode: Mode, model: Model) -> list[Hearing]:
+    """The hearings as a mode has them: without a part, or with the LLM's own transcript."""
     match mode:
         case "both-no-speech":
             return [replace(hearing, speech=hearing.speech[:0], voice=None) for hearing in hearings]
         case "both-no-transcript":
             return [replace(hearing, transcript=None) for hearing in hearings]
+        case "joint":
+            return _written(hearings, model)
         case _:
             return list(hearings)
+
+
+def _written(hearings: Sequence[Hearing], model: Model) -> list[Hearing]:
+    """With what the LLM writes of the sound, where the recogniser found anything said."""
+    spoken = [row for row, hearing in enumerate(hearings) if hearing.text]
+    some = [replace(hearings[row], transcript=None) for row in spoken]
+    with torch.inference_mode():
+        written = with_transcripts(some, read(some, "audio", model), model) if some else []
+    told = dict(zip(spoken, written, strict=True))
+    return [told.get(row, hearing) for row, hearing in enumerate(hearings)]
 
 
 def _asked(
     tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model, about: Mapping[str, Sequence[int]]
 ) -> dict[str, list[Answer | Unanswered]]:
-    """As `ask`, but transcripts are the LLM's, each mode with its own weight of the read-out's voice."""
+    """As `ask`, but transcripts are the LLM's, or where sound and transcript are heard those of `via: both`."""
     texts = [task for task in tasks if task.definition == "asr" and task.is_library]
-    found = ask([task for task in tasks if task not in texts], hearings, model, about)
-    for task in texts:
+    alone = [task for task in texts if len(task.hears) == 1]
+    via_both = [
+        task.model_copy(update={"values": task.values | {"via": "both"}}) for task in texts if task not in alone
+    ]
+    found = ask([*(task for task in tasks if task not in texts), *via_both], hearings, model, about)
+    for task in alone:
         some = [hearings[row] for row in about[task.name]]
         found[task.name] = list(_transcripts(task, some, model)) if some else []
     return found
 
 
 def _transcripts(task: Task, hearings: Sequence[Hearing], model: Model) -> Iterator[Answer]:
-    senses = set(task.hears)
-    mode: Heard = "both" if len(senses) > 1 else "audio" if senses == {"audio"} else "text"
+    """The LLM's, of the sound alone or of the recogniser's text alone."""
+    [sense] = task.hears
+    mode: Heard = "audio" if sense == "audio" else "text"
+    weight = WEIGHT_ALONE if mode == "audio" else 0.0
     prefix = read(hearings, mode, model)
-    decoded = transcribe(hearings, prefix, task.questions()[0], MAX_TOKENS, model, readout_weight=READOUT_WEIGHTS[mode])
+    decoded = transcribe(hearings, prefix, task.questions()[0], MAX_TOKENS, model, readout_weight=weight)
     for one in decoded:
         text = prompts.answer_text(model.tokenizer, one.ids).strip()
         yield {"text": text, "num_tokens": len(one.ids), "avg_logprob": 0.0, "finish_reason": one.finish_reason}

@@ -106,6 +106,7 @@ def test_transcripts_are_one_text_with_all_words(tmp_path):
     assert [word["start"] for word in found["words"]] == [1.0, 2.0, 40.0]
     assert (found["no_speech_probability"], found["via"], found["finish_reason"]) == (0.1, "recogniser", "stop")
     assert combined(task, [part("", 0.0, None, "no_speech")], [1.0])["no_speech_probability"] is None
+    assert combined(task, [part("So", 0.0, 0.1), part("it", 9.0, 0.1) | {"via": "llm"}], [1.0, 1.0])["via"] == "both"
 
 
 @pytest.mark.parametrize(

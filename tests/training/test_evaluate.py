@@ -1,18 +1,22 @@
 """The whole of `svbatch evaluate` on the tiny bundle: its answers mean nothing, but every one is there and counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner
 
+from svbatch.ask import ask, read
 from svbatch.cli import main
 from svbatch.cli.model import evaluate
 from svbatch.errors import BundleError, TrainingError
-from svbatch.training.answering import MODES, Answered, heard_batches, in_mode, mode_answers
+from svbatch.generate import Unanswered, with_transcripts
+from svbatch.training.answering import MODES, Answered, answered, heard_batches, in_mode, mode_answers
 from svbatch.training.benchmark import Benchmark, Item
 from svbatch.training.cascade import cascade_answers, load_cascade
 from svbatch.training.evaluate import Systems, answer_all, read_benchmarks
@@ -55,7 +59,7 @@ def benches(manifest) -> list[Benchmark]:
 @pytest.fixture(scope="module")
 def answers(benches, tiny_model, tiny_bundle) -> list[Answered]:
     cascade, _ = load_cascade(tiny_bundle, None, tiny_model, "float32")
-    modes = ("audio", "text", "both", "both-no-speech", "both-no-transcript")
+    modes = ("audio", "text", "both", "both-no-speech", "both-no-transcript", "joint", "generated")
     return answer_all(benches, tiny_model, Systems(modes, False, cascade, {}))
 
 
@@ -65,9 +69,10 @@ def of(answers, test, system):
 
 def test_every_system_answers_every_recording_of_what_it_can_be_asked(answers, benches):
     for test in benches:
-        both = ("transcript" in test.task.hears) * ["both-no-speech", "both-no-transcript", "cascade"]
+        both = ("transcript" in test.task.hears) * ["both-no-speech", "both-no-transcript", "joint", "cascade"]
         text = [] if test.name == "speech_activity" else ["text"]
-        for system in ["audio", "both", *text, *both]:
+        label = ["generated"] if test.name == "gender" else []
+        for system in ["audio", "both", *text, *both, *label]:
             assert set(of(answers, test.name, system)) == set(range(len(test.items))), (test.name, system)
     assert not of(answers, "speech_activity", "text")
     assert not of(answers, "gender", "cascade")
@@ -106,6 +111,29 @@ def test_a_task_of_the_sound_alone_has_no_part_to_leave_out(benches):
     assert in_mode(gender, "text").hears == ("transcript",)
     activity = next(test for test in benches if test.name == "speech_activity").task
     assert in_mode(activity, "text") is None
+
+
+def test_a_generated_label_is_the_one_that_is_written_out_and_nothing_else_is(benches):
+    gender = next(test for test in benches if test.name == "gender")
+    asked = in_mode(gender.task, "generated")
+    assert asked.answer == "text"
+    said = {text: answered(gender, "generated", 0, 0, asked, {"text": text}) for text in ("Female.", "a female", "")}
+    assert [answer.said for answer in said.values()] == ["female", None, None]
+    keywords = next(test for test in benches if test.name == "keyword_search").task
+    assert in_mode(keywords, "generated") is None
+
+
+def test_joint_decoding_asks_with_the_transcript_of_the_llm(benches, tiny_model):
+    [test] = [test for test in benches if test.name == "slots"]
+    [batch] = heard_batches([test], tiny_model)
+    rows = [row for item in test.items for row in batch.rows(test.task, item.recording)]
+    heard = [replace(batch.hearings[row], transcript=None) for row in rows]
+    with torch.inference_mode():
+        told = with_transcripts(heard, read(heard, "audio", tiny_model), tiny_model)
+        answers = ask([test.task], told, tiny_model)["slots"]
+    plain = [None if isinstance(answer, Unanswered) else answer for answer in answers]
+    wanted = [answered(test, "joint", 0, number, test.task, answer) for number, answer in enumerate(plain)]
+    assert list(mode_answers(batch, "joint", tiny_model, wordings=False)) == wanted
 
 
 def test_held_out_wordings_are_asked_beside_the_default_one(benches, tiny_model):
