@@ -105,11 +105,12 @@ class AdapterPart(_Part):
 
 class Calibration(_Part):
     """How a closed task's scores become probabilities: score / temperature; where words are spotted, the log-odds of
-    yes also gain bias + spotting * evidence; where the projector reads a task's labels from the voice, a label's score
-    also gains voice * its log-probability there."""
+    yes also gain bias + spotting * the read-out's evidence + written * the transcript's; where the projector reads a
+    task's labels from the voice, a label's score also gains voice * its log-probability there."""
 
     temperature: PositiveFloat
     spotting: float = 0.0
+    written: float = 0.0
     bias: float = 0.0
     voice: float = 0.0
 

@@ -1,5 +1,6 @@
 """Closed answers: every label of every question is scored, all questions of a batch packed together."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,7 +99,12 @@ def _entry_answers(
         spotted_words(task.entries, hearing, model) if task.spotting else [None] * len(task.entries)
         for hearing in hearings
     ]
-    by_entry = [_spotted_answers(task, own, fitted, [row[i] for row in spotted]) for i, own in enumerate(scores)]
+    is_read = task.spotting and "transcript" in task.hears
+    read = [written_words(task.entries, hearing) if is_read else [0.0] * len(task.entries) for hearing in hearings]
+    by_entry = [
+        _spotted_answers(task, own, fitted, [row[i] for row in spotted], [row[i] for row in read])
+        for i, own in enumerate(scores)
+    ]
     rows: list[Answer] = []
     for answers, places, hearing in zip(zip(*by_entry, strict=True), spotted, hearings, strict=True):
         present = [answer["answer"] for answer in answers]
@@ -113,13 +119,31 @@ def _entry_answers(
     return rows
 
 
+def written_words(words: Sequence[str], hearing: Hearing) -> list[float]:
+    """The transcript's evidence that each of `words` is said: the mean probability of its tokens where it has the word,
+    less than 0 by as much where it has not; 0 without a transcript."""
+    if hearing.transcript is None:
+        return [0.0] * len(words)
+    spoken = spoken_form(hearing.text).split()
+    sureness = math.exp(hearing.transcript.avg_logprob)
+    return [-sureness if _place(spoken_form(word).split(), spoken) is None else sureness for word in words]
+
+
 def _spotted_answers(
-    task: Task, scores: Scores, fitted: Calibration | None, spotted: Sequence[Spotted | None]
+    task: Task,
+    scores: Scores,
+    fitted: Calibration | None,
+    spotted: Sequence[Spotted | None],
+    read: Sequence[float],
 ) -> list[Answer]:
     """Yes or no to one entry in each hearing. What the read-out cannot write has no evidence, and is not calibrated."""
     if fitted is None or (task.spotting and None in spotted):
         return _yes_no_answers(task, scores, None)
-    evidence = [fitted.bias + fitted.spotting * place.evidence if place else 0.0 for place in spotted]
+    heard = [place.evidence if place else 0.0 for place in spotted]
+    evidence = [
+        fitted.bias + fitted.spotting * of_sound + fitted.written * of_text
+        for of_sound, of_text in zip(heard, read, strict=True)
+    ]
     return _yes_no_answers(task, scores, fitted, evidence)
 
 
@@ -140,10 +164,11 @@ def _starts(
 
 
 def _first(entry: str, spoken: Sequence[str], words: Sequence[Word], otherwise: float | None) -> float | None:
-    wanted = spoken_form(entry).split()
-    if not wanted:
-        return otherwise
-    for i in range(len(spoken) - len(wanted) + 1):
-        if list(spoken[i : i + len(wanted)]) == wanted:
-            return words[i].start
-    return otherwise
+    place = _place(spoken_form(entry).split(), spoken)
+    return otherwise if place is None else words[place].start
+
+
+def _place(wanted: Sequence[str], spoken: Sequence[str]) -> int | None:
+    """Where the words `wanted` first stand among those `spoken`, one after the other; None if nowhere."""
+    places = range(len(spoken) - len(wanted) + 1) if wanted else ()
+    return next((i for i in places if list(spoken[i : i + len(wanted)]) == list(wanted)), None)

@@ -12,7 +12,7 @@ from svbatch.generate import WEIGHT_ALONE, is_better, transcribe
 from svbatch.hear import Hearing, Span, hear, log_probs_of, spotted_words, text_logprob, timed_words
 from svbatch.language.encoder_decoder import EncoderDecoder
 from svbatch.language.llm import Prefix
-from svbatch.score import heard_labels
+from svbatch.score import heard_labels, written_words
 from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.tasks import prompts
@@ -83,17 +83,24 @@ def test_a_keyword_has_a_start_exactly_where_it_is_present(hearings, tiny_model,
         assert [k["start"] for k in answer["keywords"][:2]] == [timed["rain"], timed["in"]]
 
 
-def test_evidence_in_the_sound_counts_as_much_as_was_fitted(hearings, tiny_model):
-    asked = [task({"keyword_search": {"keywords": ["rain"]}})]
+def test_evidence_in_the_sound_and_in_the_transcript_counts_as_much_as_was_fitted(hearings, tiny_model):
+    asked = task({"keyword_search": {"keywords": ["rain"]}})
     [spotted] = spotted_words(["rain"], hearings[1], tiny_model)
+    told = replace(hearings[1].transcript, text="The rain!", ids=[1, 2], sum_logprob=3 * math.log(0.8))
+    hearing = replace(hearings[1], transcript=told)
+    words = ["rain", "THE RAIN", "the train", "rain the"]
+    assert written_words(words, hearing) == pytest.approx([0.8, 0.8, -0.8, -0.8])
 
-    def log_odds(**fitted: float) -> float:
+    def log_odds(asked: Task = asked, **fitted: float) -> float:
         calibration = {"keyword_search": Calibration(temperature=1.0, **fitted)}
-        [answer] = ask(asked, hearings[1:], replace(tiny_model, calibration=calibration))["keyword_search"]
+        [answer] = ask([asked], [hearing], replace(tiny_model, calibration=calibration))["keyword_search"]
         probability = answer["keywords"][0]["probability"]
         return math.log(probability / (1 - probability))
 
     assert log_odds(spotting=0.1, bias=0.5) - log_odds() == pytest.approx(0.1 * spotted.evidence + 0.5, abs=1e-3)
+    assert log_odds(written=2.0) - log_odds() == pytest.approx(1.6, abs=1e-3)
+    alone = asked.model_copy(update={"hears": ("audio",)})
+    assert log_odds(alone, written=2.0) == pytest.approx(log_odds(alone), abs=1e-6), "it does not hear the transcript"
 
 
 def test_the_voice_counts_as_much_as_was_fitted(hearings, tiny_model):

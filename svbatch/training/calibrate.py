@@ -34,7 +34,10 @@ def calibrate(
     asked = [a for a in asked_keywords(heard, model, seed) if a.evidence is not None]
     if len(asked) >= MIN_ANSWERS:
         fitted["keyword_search"] = fitted_spotting(
-            [a.probability for a in asked], [a.evidence or 0.0 for a in asked], [a.truth for a in asked]
+            [a.probability for a in asked],
+            [a.evidence or 0.0 for a in asked],
+            [a.written for a in asked],
+            [a.truth for a in asked],
         )
     judged = {name: asked_labels(name, heard, model) for name in BY_VOICE}
     heard += heard_examples(told, model)
@@ -93,27 +96,31 @@ def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequenc
     return round(float(min(candidates, key=loss)), 4)
 
 
-def fitted_spotting(probabilities: Sequence[float], evidence: Sequence[float], truths: Sequence[bool]) -> Calibration:
-    """Weights of the LLM's log-odds of yes, of the evidence and of neither, by logistic regression (Platt, 1999).
+def fitted_spotting(
+    probabilities: Sequence[float], evidence: Sequence[float], written: Sequence[float], truths: Sequence[bool]
+) -> Calibration:
+    """Weights of the LLM's log-odds of yes, of the read-out's evidence and the transcript's, and of none of them, by
+    logistic regression (Platt, 1999).
 
     `probabilities` (N,) of yes are those at temperature 1. The LLM's weight, 1 / temperature, stays above 0.
     """
     yes = torch.tensor(probabilities, dtype=torch.float64).clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
-    features = torch.stack([yes.logit(), torch.tensor(evidence, dtype=torch.float64)], dim=1)
+    found = torch.tensor([evidence, written], dtype=torch.float64)
+    features = torch.stack([yes.logit(), *found], dim=1)
     doubt = 1 / (len(truths) + 2)
     targets = torch.tensor([1 - doubt if truth else doubt for truth in truths], dtype=torch.float64)
-    weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)  # log of the LLM's, the evidence's, neither's
+    weights = torch.zeros(4, dtype=torch.float64, requires_grad=True)  # the LLM's is a logarithm; the last is the bias
     optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        logits = features @ torch.stack([weights[0].exp(), weights[1]]) + weights[2]
+        logits = features @ torch.cat([weights[:1].exp(), weights[1:3]]) + weights[3]
         value = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    log_weight, spotting, bias = weights.tolist()
-    return Calibration(
-        temperature=round(float(np.exp(-log_weight)), 4), spotting=round(spotting, 4), bias=round(bias, 4)
-    )
+    log_weight, *others = weights.tolist()
+    names = ("spotting", "written", "bias")
+    fitted = {name: round(weight, 4) for name, weight in zip(names, others, strict=True)}
+    return Calibration(temperature=round(float(np.exp(-log_weight)), 4), **fitted)

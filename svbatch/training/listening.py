@@ -14,7 +14,7 @@ from svbatch.corpus.segment import speech_segments, windows
 from svbatch.generate import Unanswered
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
-from svbatch.score import heard_labels
+from svbatch.score import heard_labels, written_words
 from svbatch.tasks.answers import Answer
 from svbatch.tasks.task import Task, load_task
 from svbatch.training.benchmarks import speaker_counts
@@ -40,11 +40,12 @@ class Listened:
 @dataclass(frozen=True)
 class Asked:
     """One keyword question: what was answered, as the probability of yes, and what is true. `evidence` is the
-    read-out's (svbatch.speech.spotting), None where it cannot write the word."""
+    read-out's (svbatch.speech.spotting), None where it cannot write the word; `written` the transcript's."""
 
     word: str
     probability: float
     evidence: float | None
+    written: float
     truth: bool
 
 
@@ -78,7 +79,8 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
         probability = max(answer["keywords"][0]["probability"] for answer in found)
         spotted = [place for hearing in each.hearings for place in spotted_words([word], hearing, model)]
         evidence = max((place.evidence for place in spotted if place is not None), default=None)
-        asked.append(Asked(word, probability, evidence, truth))
+        written = max(written_words([word], hearing)[0] for hearing in each.hearings)
+        asked.append(Asked(word, probability, evidence, written, truth))
     return asked
 
 

@@ -31,15 +31,18 @@ def test_an_answer_that_is_surely_wrong_does_not_break_the_fit():
 def test_the_weights_of_llm_and_evidence_that_made_the_answers_are_found():
     random = np.random.default_rng(0)
     log_odds, evidence = random.normal(0.0, 4.0, 8000), -random.exponential(3.0, 8000)
-    truths = random.random(8000) < 1 / (1 + np.exp(-(log_odds / 2 + 0.6 * evidence + 1.5)))
-    fitted = fitted_spotting((1 / (1 + np.exp(-log_odds))).tolist(), evidence.tolist(), truths.tolist())
+    written = random.uniform(-1.0, 1.0, 8000)
+    truths = random.random(8000) < 1 / (1 + np.exp(-(log_odds / 2 + 0.6 * evidence + 2.0 * written + 1.5)))
+    yes = 1 / (1 + np.exp(-log_odds))
+    fitted = fitted_spotting(yes.tolist(), evidence.tolist(), written.tolist(), truths.tolist())
     assert fitted.temperature == pytest.approx(2.0, rel=0.1)
     assert fitted.spotting == pytest.approx(0.6, rel=0.1)
+    assert fitted.written == pytest.approx(2.0, rel=0.1)
     assert fitted.bias == pytest.approx(1.5, rel=0.1)
 
 
 def test_an_llm_that_is_always_wrong_weighs_nothing_rather_than_the_other_way():
-    fitted = fitted_spotting([0.01, 0.99] * 20, [-9.0, 0.0] * 20, [True, False] * 20)
+    fitted = fitted_spotting([0.01, 0.99] * 20, [-9.0, 0.0] * 20, [0.0, 0.0] * 20, [True, False] * 20)
     assert 1 / fitted.temperature < 0.05
 
 
