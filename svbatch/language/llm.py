@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from svbatch.errors import TaskError
 from svbatch.language.new_tokens import NewTokens
+from svbatch.packed_linear import packed
 from svbatch.timing import count
 
 MAX_LOGITS = 4_000_000
@@ -71,6 +72,7 @@ class LanguageModel(ABC):
         self.vocab_size: int = model.config.vocab_size
         self._embedding = self.model.get_input_embeddings()
         self._output = self.model.get_output_embeddings()
+        self._project = packed(self._output)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids of any shape -> their embeddings, (..., E) in the model's dtype."""
@@ -145,7 +147,7 @@ class LanguageModel(ABC):
         """The output layer over P positions, (P, E) -> (P, vocabulary) float32 in parts of MAX_LOGITS."""
         count(2.0 * len(hidden) * self.width * self.vocab_size, self.precision)
         for some in torch.split(hidden, max(1, MAX_LOGITS // self.vocab_size)):
-            yield self._output(some).float()
+            yield self._project(some).float()
 
     def _check_context(self, num_positions: int) -> None:
         if num_positions > self.max_positions:

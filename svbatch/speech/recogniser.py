@@ -16,6 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from svbatch.errors import BundleError
+from svbatch.packed_linear import pack, packed
 from svbatch.timing import count
 
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # one token under its newer and its older name
@@ -85,6 +86,10 @@ class Recogniser:
         self._reading_operations = 2.0 * layers * 2 * width**2  # keys and values of each frame
         self._step_operations = 2.0 * (weights - layers * 2 * width**2 + decoder.embed_tokens.weight.numel())
         self._seeing_operations = 4.0 * layers * width  # of one token and one frame
+        output = torch.nn.Linear(width, num_ids, bias=False, device="meta")
+        output.weight = decoder.embed_tokens.weight
+        self._project = packed(output)
+        pack(decoder.layers)
         self._max_tokens = decoder.config.max_target_positions // 2  # as openai/whisper: 224 of 448
         never = [
             *non_speech_ids(self._tokenizer),
@@ -136,7 +141,8 @@ class Recogniser:
         """(B, L) ids, which join the cache -> (B, L, ids) float32; `heard` is read while that is empty."""
         count(ids.numel() * (self._step_operations + self._seeing_operations * heard.shape[1]), self._precision)
         output = self._decoder(input_ids=ids, encoder_hidden_states=heard, cache=cache, use_cache=True)
-        return torch.nn.functional.linear(output.last_hidden_state, self._decoder.embed_tokens.weight).float()
+        logits: Tensor = self._project(output.last_hidden_state)
+        return logits.float()
 
 
 @dataclass

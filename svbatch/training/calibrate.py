@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from svbatch.bundle import Calibration
 from svbatch.model import Model
@@ -19,7 +20,8 @@ LEAST_PROBABILITY = 1e-12
 def calibrate(
     examples: Sequence[Example], told: Sequence[Example], model: Model, *, seed: int
 ) -> dict[str, Calibration]:
-    """By closed task, the calibration at which `examples` are most likely; they must be held out of training.
+    """By closed task, the calibration at which `examples` are most likely, every label weighing the same: how often
+    each occurs is another thing in a user's recordings. They must be held out of training.
 
     So must be `told`, which count for tasks that are told by words alone: they may be synthesised, and are then no
     measure of voices. `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
@@ -60,13 +62,15 @@ def fitted_labels(judged: Judged) -> Calibration:
     doubt = 1 / (num_answers + 2)
     targets = torch.full(scores.shape, doubt / (num_labels - 1), dtype=torch.float64)
     targets[torch.arange(num_answers), judged.truths] = 1 - doubt
+    shares = torch.from_numpy(_shares(judged.truths))
     logs = torch.tensor([0.0, -1.0], dtype=torch.float64, requires_grad=True)  # of both weights
     optimiser = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         of_llm, of_voice = logs.clamp(-4.0, 4.0).exp()
-        value = torch.nn.functional.cross_entropy(scores * of_llm + voice * of_voice, targets)
+        losses = torch.nn.functional.cross_entropy(scores * of_llm + voice * of_voice, targets, reduction="none")
+        value = losses @ shares
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -87,13 +91,21 @@ def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequenc
     targets = np.full(logits.shape, doubt / (num_labels - 1))
     targets[np.arange(num_answers), list(truths)] = 1 - doubt
     candidates = np.geomspace(0.25, 20.0, 200)
+    shares = _shares(truths)
 
     def loss(temperature: float) -> float:
         scaled = logits / temperature
         log_probs = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
-        return -float((targets * log_probs).sum(axis=1).mean())
+        return -float((targets * log_probs).sum(axis=1) @ shares)
 
     return round(float(min(candidates, key=loss)), 4)
+
+
+def _shares(truths: Sequence[int]) -> NDArray[np.float64]:
+    """How much each answer weighs, (N,), in all 1: every label that occurs as much as another."""
+    shares = 1 / np.bincount(truths)[list(truths)]
+    weighed: NDArray[np.float64] = shares / shares.sum()
+    return weighed
 
 
 def fitted_spotting(

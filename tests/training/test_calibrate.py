@@ -77,3 +77,10 @@ def test_labels_that_no_voice_tells_have_a_temperature_alone():
     found = fitted_labels(answers)
     assert found.voice == 0.0
     assert found.temperature == fitted_temperature(answers.probabilities, answers.truths)
+
+
+def test_a_label_counts_the_same_however_often_it_occurs():
+    """95 of one label, all right and sure; 5 of another, taken for the first: no better than a guess."""
+    answers, truths = [[0.99, 0.01]] * 100, [0] * 95 + [1] * 5
+    assert fitted_temperature(answers, truths) == 20.0
+    assert fitted_temperature([[0.99, 0.01]] * 95 + [[0.01, 0.99]] * 5, truths) < 2.0
