@@ -182,11 +182,12 @@ class Bundle:
         )
         if self.manifest.llm.config is None:  # ids of bundles with a GGUF are older than these keys
             settings["llm"] = {key: settings["llm"][key] for key in ("weights", "tokenizer")}
-        if self.manifest.encoder.voice_width is None:  # and these two
+        if self.manifest.encoder.voice_width is None:  # and these three
             del settings["encoder"]["voice_width"]
         for fitted in settings["calibration"].values():
-            if not fitted["voice"]:
-                del fitted["voice"]
+            for weight in ("voice", "written"):
+                if not fitted[weight]:
+                    del fitted[weight]
         entries = {**self.manifest.files, **self.manifest.fetched}
         settings["sha256"] = {name: entry.sha256 for name, entry in entries.items()}
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)

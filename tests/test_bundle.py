@@ -128,6 +128,17 @@ def test_every_damaged_file_is_named_at_once(bundle):
     assert [problem.split(":")[0] for problem in problems] == ["encoder.onnx", "projector.onnx", "llm.gguf"]
 
 
+def test_a_bundle_keeps_its_id_when_svbatch_learns_of_weights_that_it_does_not_have(bundle):
+    """Else every recording would be asked anew: the id is that of before there were `voice` and `written`."""
+    path = bundle.folder / "bundle.json"
+    fitted = {"keyword_search": {"temperature": 2.75, "spotting": 0.33, "bias": 2.29}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": fitted}))
+    assert read_bundle(bundle.ref).id == "ac200d98c1ae2df4"
+    fitted["keyword_search"]["written"] = 2.8
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": fitted}))
+    assert read_bundle(bundle.ref).id != "ac200d98c1ae2df4"
+
+
 def test_the_id_changes_with_what_changes_an_answer_and_with_nothing_else(bundle):
     def id_with(change: dict) -> str:
         path = bundle.folder / "bundle.json"
