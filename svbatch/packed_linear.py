@@ -13,7 +13,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self._weight = packed_weight(linear)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, states: Tensor) -> Tensor:
@@ -21,11 +21,21 @@ class PackedLinear(nn.Module):
         return product
 
 
+def packed_weight(linear: nn.Linear) -> Tensor:
+    """The layer's weights as oneDNN lays them out."""
+    weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+    return weight
+
+
+def gains_by_packing(weight: Tensor) -> bool:
+    """Whether this processor gains by it."""
+    is_likely = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return is_likely and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def packed(linear: nn.Linear) -> nn.Module:
     """A PackedLinear where this processor gains by it, else the layer itself."""
-    weight = linear.weight
-    is_gain = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    return PackedLinear(linear) if is_gain and torch.ops.mkldnn._is_mkldnn_bf16_supported() else linear
+    return PackedLinear(linear) if gains_by_packing(linear.weight) else linear
 
 
 def pack(module: nn.Module) -> None:

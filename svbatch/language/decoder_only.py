@@ -13,7 +13,7 @@ from svbatch.language.attention import GROUPED_ATTENTION, additive_mask
 from svbatch.language.cache import KeyValueCache, slots_for
 from svbatch.language.llm import Asked, LanguageModel, bytes_between_layers
 from svbatch.language.new_tokens import NewTokens
-from svbatch.packed_linear import pack
+from svbatch.language.packed_decoder import pack_decoder
 from svbatch.timing import count
 
 SCALED = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale", "attention_sinks")
@@ -79,7 +79,7 @@ class DecoderOnly(LanguageModel):
         self.bytes_per_slot = 2 * len(layers) * self._key_value_heads * self._head_width * self.dtype.itemsize
         self.bytes_per_position = bytes_between_layers(config.hidden_size, config.intermediate_size, self.dtype)
         self._attention_operations = 4.0 * len(layers) * config.num_attention_heads * self._head_width
-        pack(layers)
+        pack_decoder(self._decoder)
 
     @torch.inference_mode()
     def read(self, inputs: Sequence[Tensor], *, room: int = 0) -> ReadPrefix:
