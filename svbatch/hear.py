@@ -144,14 +144,19 @@ def log_probs_of(hearing: Hearing, model: Model) -> Tensor:
     return model.readout.log_probs(hearing.embeddings[None], hearing.readings.blank[None])[0]
 
 
-def spotted_words(words: Sequence[str], hearing: Hearing, model: Model) -> list[Spotted | None]:
-    """Where in the hearing each of `words` is likeliest, and how likely; starts in seconds of the recording. None each
+def spotted_words(words: Sequence[str], hearings: Sequence[Hearing], model: Model) -> list[list[Spotted | None]]:
+    """Where in each hearing each of `words` is likeliest, and how likely; starts in seconds of the recording. None each
     without a read-out."""
-    if hearing.readings is None:
-        return [None] * len(words)
+    if model.readout is None or not hearings:
+        return [[None] * len(words) for _ in hearings]
     with part("alignment"):
-        found = spot(*_posteriors(words, hearing, model), hearing.readings.highest.numpy())
-    return [None if s is None else replace(s, start=s.start + hearing.start_s) for s in found]
+        classes, log_probs = zip(*(_posteriors(words, hearing, model) for hearing in hearings), strict=True)
+        highest = [hearing.readings.highest.numpy() for hearing in hearings if hearing.readings is not None]
+        found = spot(classes[0], log_probs, highest)
+    return [
+        [s and replace(s, start=s.start + hearing.start_s) for s in own]
+        for own, hearing in zip(found, hearings, strict=True)
+    ]
 
 
 def timed_words(text: str, hearing: Hearing, model: Model) -> list[Word]:

@@ -95,10 +95,9 @@ def _entry_answers(
 ) -> list[Answer]:
     """Yes or no to each of a task's entries, in one list a hearing, named as the task's contract names it."""
     column, fields = entry_names(contract_of(task))
-    spotted = [
-        spotted_words(task.entries, hearing, model) if task.spotting else [None] * len(task.entries)
-        for hearing in hearings
-    ]
+    spotted: list[list[Spotted | None]] = [[None] * len(task.entries) for _ in hearings]
+    if task.spotting:
+        spotted = spotted_words(task.entries, hearings, model)
     is_read = task.spotting and "transcript" in task.hears
     read = [written_words(task.entries, hearing) if is_read else [0.0] * len(task.entries) for hearing in hearings]
     by_entry = [

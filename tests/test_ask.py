@@ -85,7 +85,7 @@ def test_a_keyword_has_a_start_exactly_where_it_is_present(hearings, tiny_model,
 
 def test_evidence_in_the_sound_and_in_the_transcript_counts_as_much_as_was_fitted(hearings, tiny_model):
     asked = task({"keyword_search": {"keywords": ["rain"]}})
-    [spotted] = spotted_words(["rain"], hearings[1], tiny_model)
+    [[spotted]] = spotted_words(["rain"], [hearings[1]], tiny_model)
     told = replace(hearings[1].transcript, text="The rain!", ids=[1, 2], sum_logprob=3 * math.log(0.8))
     hearing = replace(hearings[1], transcript=told)
     words = ["rain", "THE RAIN", "the train", "rain the"]

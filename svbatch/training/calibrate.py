@@ -1,10 +1,11 @@
 """From scores to honest probabilities: what is fitted for each closed task on recordings held out of training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from svbatch.bundle import Calibration
 from svbatch.model import Model
@@ -63,19 +64,13 @@ def fitted_labels(judged: Judged) -> Calibration:
     targets = torch.full(scores.shape, doubt / (num_labels - 1), dtype=torch.float64)
     targets[torch.arange(num_answers), judged.truths] = 1 - doubt
     shares = torch.from_numpy(_shares(judged.truths))
-    logs = torch.tensor([0.0, -1.0], dtype=torch.float64, requires_grad=True)  # of both weights
-    optimiser = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
+    def loss(logs: Tensor) -> Tensor:
         of_llm, of_voice = logs.clamp(-4.0, 4.0).exp()
         losses = torch.nn.functional.cross_entropy(scores * of_llm + voice * of_voice, targets, reduction="none")
-        value = losses @ shares
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        return losses @ shares
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
-    of_llm, of_voice = logs.clamp(-4.0, 4.0).exp().tolist()
+    of_llm, of_voice = _minimised(loss, [0.0, -1.0]).clamp(-4.0, 4.0).exp().tolist()
     return Calibration(temperature=round(1 / of_llm, 4), voice=round(of_voice, 4))
 
 
@@ -121,18 +116,27 @@ def fitted_spotting(
     features = torch.stack([yes.logit(), *found], dim=1)
     doubt = 1 / (len(truths) + 2)
     targets = torch.tensor([1 - doubt if truth else doubt for truth in truths], dtype=torch.float64)
-    weights = torch.zeros(4, dtype=torch.float64, requires_grad=True)  # the LLM's is a logarithm; the last is the bias
-    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
+    def loss(weights: Tensor) -> Tensor:  # the LLM's is a logarithm; the last is the bias
         logits = features @ torch.cat([weights[:1].exp(), weights[1:3]]) + weights[3]
-        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
-    log_weight, *others = weights.tolist()
+    log_weight, *others = _minimised(loss, [0.0] * 4).tolist()
     names = ("spotting", "written", "bias")
     fitted = {name: round(weight, 4) for name, weight in zip(names, others, strict=True)}
     return Calibration(temperature=round(float(np.exp(-log_weight)), 4), **fitted)
+
+
+def _minimised(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tensor:
+    """Weights (K,) float64 at which `loss` of them is least, from `start` on."""
+    weights = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        value = loss(weights)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(step)  # type: ignore[no-untyped-call]
+    return weights.detach()

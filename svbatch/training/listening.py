@@ -77,8 +77,8 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
         with torch.inference_mode():
             found = _closed(task, each.hearings, model)
         probability = max(answer["keywords"][0]["probability"] for answer in found)
-        spotted = [place for hearing in each.hearings for place in spotted_words([word], hearing, model)]
-        evidence = max((place.evidence for place in spotted if place is not None), default=None)
+        spotted = spotted_words([word], each.hearings, model)
+        evidence = max((place.evidence for [place] in spotted if place is not None), default=None)
         written = max(written_words([word], hearing)[0] for hearing in each.hearings)
         asked.append(Asked(word, probability, evidence, written, truth))
     return asked

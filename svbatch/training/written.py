@@ -1,4 +1,7 @@
-"""Tests from texts written by hand (written.yaml), spoken by voices that nothing is trained on."""
+"""Tests from texts written by hand, spoken by voices that nothing is trained on.
+
+written.yaml has those of the library's tasks, unseen/ two tasks and a set of labels that nothing is trained on either.
+"""
 
 import random
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from svbatch.training.voices import ESPEAK_LICENCE, Voice, missing_packages, spe
 
 SOURCE = "written"
 TEXTS = Path(__file__).with_name("written.yaml")
+UNSEEN = Path(__file__).with_name("unseen")
 ACCENTS = {"en-us": "american", "en": "british"}
 VARIANTS = (
     *("Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Gene", "Jacky", "Lee", "Mario"),
@@ -30,7 +34,7 @@ def can_speak() -> bool:
 
 
 def written_benchmarks() -> Iterator[Benchmark]:
-    """sentiment, accent_written, intent, translation, keywords and slots_written."""
+    """sentiment, accent_written, intent, translation, keywords and slots_written; and the unseen ones."""
     texts = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
     for task in ("sentiment", "intent"):
         labelled = [(text, label) for label, lines in texts[task].items() for text in lines]
@@ -44,6 +48,23 @@ def written_benchmarks() -> Iterator[Benchmark]:
     yield Benchmark("keywords", "keywords", "synthetic", tuple(_item(m["text"], m["keywords"]) for m in messages))
     slots = tuple(_item(m["text"], list(m["slots"].items())) for m in messages)
     yield Benchmark("slots_written", "slots", "synthetic", slots)
+    yield from _unseen()
+
+
+def _unseen() -> Iterator[Benchmark]:
+    """unseen_intent, unseen_topic and unseen_sentence_type."""
+    texts = yaml.safe_load((UNSEEN / "texts.yaml").read_text(encoding="utf-8"))
+    wishes = [_item(text, label) for label, lines in texts["household"].items() for text in lines]
+    yield Benchmark("unseen_intent", {"intent": {"labels": texts["intents"]}}, "synthetic", tuple(wishes))
+    spoken = [
+        (text, {"topic": topic, "sentence_type": kind})
+        for topic, kinds in texts["sentences"].items()
+        for kind, lines in kinds.items()
+        for text in lines
+    ]
+    for task in ("topic", "sentence_type"):
+        items = tuple(_item(text, answers[task]) for text, answers in spoken)
+        yield Benchmark(f"unseen_{task}", str(UNSEEN / f"{task}.yaml"), "synthetic", items)
 
 
 def _item(text: str, truth: Any) -> Item:

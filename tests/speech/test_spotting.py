@@ -18,7 +18,8 @@ def posteriors(path: list[int], num_classes: int = 4, likely: float = 0.94) -> n
 
 
 def spot(words: list[list[int]], log_probs: np.ndarray) -> list[Spotted | None]:
-    return spotting.spot(words, log_probs, log_probs.max(axis=1))
+    [found] = spotting.spot(words, [log_probs], [log_probs.max(axis=1)])
+    return found
 
 
 def path_score(labels: list[int], log_probs: np.ndarray) -> float:
@@ -58,7 +59,16 @@ def test_words_are_spotted_alone_as_together():
 
 def test_a_word_without_classes_is_not_spotted_and_one_too_long_is_not_there():
     assert spot([[], [1, 2, 3]], posteriors([0, 1])) == [None, Spotted(LEAST, 0.0)]
-    assert spot([[1]], np.zeros((0, 4), np.float32)) == [Spotted(LEAST, 0.0)]
+    assert spotting.spot([[1]], [np.zeros((0, 4), np.float32)], [np.zeros(0, np.float32)]) == [[Spotted(LEAST, 0.0)]]
+
+
+def test_hearings_are_spotted_alone_as_together():
+    random = np.random.default_rng(1)
+    words = [[1], [2, 2, 3], [], [4, 1, 2, 3, 1]]
+    several = [np.log(random.dirichlet(np.ones(5), length)).astype(np.float32) for length in (30, 3, 0, 41, 1)]
+    highest = [log_probs.max(axis=1, initial=-np.inf) for log_probs in several]
+    alone = [spotting.spot(words, [own], [best])[0] for own, best in zip(several, highest, strict=True)]
+    assert spotting.spot(words, several, highest) == alone
 
 
 @settings(deadline=None, max_examples=60)

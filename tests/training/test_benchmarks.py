@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from svbatch.corpus.segment import speech_segments
+from svbatch.tasks.task import load_task
 from svbatch.training.benchmarks import benchmarks, table
 from svbatch.training.data import Example, read_manifest
 from svbatch.training.mixtures import MAX_PART_S, NO_SPEECH, joined, without_speech
@@ -150,11 +151,24 @@ def test_sounds_without_speech_are_bounded_and_follow_from_their_seed(kind):
 
 def test_written_tests_are_large_enough_and_balanced():
     written = {test.name: test for test in written_benchmarks()}
-    assert set(written) == {"sentiment", "intent", "accent_written", "translation", "keywords", "slots_written"}
+    of_library = {"sentiment", "intent", "accent_written", "translation", "keywords", "slots_written"}
+    assert set(written) == of_library | {"unseen_intent", "unseen_topic", "unseen_sentence_type"}
     assert all(test.is_counted and test.kind == "synthetic" for test in written.values())
     assert set(Counter(item.truth for item in written["sentiment"].items).values()) == {34}
     assert set(Counter(item.truth for item in written["intent"].items).values()) == {10}
     assert min(Counter(item.truth for item in written["accent_written"].items).values()) >= 40
+    assert set(Counter(item.truth for item in written["unseen_intent"].items).values()) == {13}
+    assert set(Counter(item.truth for item in written["unseen_topic"].items).values()) == {17}
+    assert set(Counter(item.truth for item in written["unseen_sentence_type"].items).values()) == {36, 30}
+
+
+def test_what_is_unseen_is_no_task_or_label_that_is_trained_on():
+    unseen = [test for test in written_benchmarks() if test.name.startswith("unseen_")]
+    labels = {label for name in ("intent", "sentiment") for label in load_task(name, Path()).label_names}
+    for test in unseen:
+        assert test.task.definition == "intent" or not test.task.is_library
+        assert not labels & set(test.task.label_names)
+        assert "{{ label_descriptions }}" in "".join([*test.task.instructions[:1], *test.task.held_out])
 
 
 def test_what_is_written_for_tests_is_consistent_and_never_trained_on():
