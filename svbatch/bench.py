@@ -154,7 +154,15 @@ def _parts(run: Run, speeds: Mapping[str, float]) -> list[Part]:
 def _price(task: Task, k: int, ups: Sequence[Sequence[Run]], speeds: Mapping[str, float]) -> Price:
     """Of the task at place `k`: a run is compared with that of one task less right before it, because a machine's speed
     drifts."""
-    added = statistics.median(up[k].seconds - up[k - 1].seconds for up in ups)
+    added = statistics.median(_added(up[k], up[k - 1]) for up in ups)
     base = statistics.median(up[min(k - 1, 1)].seconds for up in ups)
     floor = _floor(ups[0][k].spent, speeds) - _floor(ups[0][k - 1].spent, speeds)
     return Price(task.name, added / base, added / floor if floor > 0 else None)
+
+
+def _added(run: Run, less: Run) -> float:
+    """Seconds that a run took more than the one with a task less. Parts that did the very same operations in both are
+    left out: what differs there is the machine's unrest, which may be more than a small task takes."""
+    before = {name: own for name, own in less.spent.items() if own.operations}
+    alike = [name for name, own in before.items() if run.spent[name].operations == own.operations]
+    return run.seconds - less.seconds - sum(run.spent[name].seconds - before[name].seconds for name in alike)

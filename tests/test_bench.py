@@ -4,12 +4,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from svbatch.bench import bench, matrix_speed
+from svbatch.bench import Run, _added, bench, matrix_speed
 from svbatch.cli import main
 from svbatch.errors import CorpusError
 from svbatch.job import Job, load_job
 from svbatch.language.llm import LanguageModel
-from svbatch.timing import count, part, watching
+from svbatch.timing import Spent, count, part, watching
 
 
 @pytest.fixture
@@ -30,6 +30,20 @@ def test_parts_make_up_the_whole_and_every_task_after_the_first_has_a_price(job,
     assert [price.task for price in figures.prices] == ["speech_activity", "emotion"]
     assert figures.audio_seconds == pytest.approx(31.0, abs=0.5)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_task_adds_is_not_what_the_same_work_took_more_or_less():
+    def run(encoder: float, scoring: float, writing: float, scored: float) -> Run:
+        spent = {
+            "encoder": Spent(encoder, {"float32": 8e9}),
+            "scoring": Spent(scoring, {"bfloat16": scored}),
+            "writing": Spent(writing),
+        }
+        return Run(encoder + scoring + writing + 0.5, spent, 60.0)
+
+    less, more = run(10.0, 2.0, 0.1, 1e9), run(11.5, 2.6, 0.2, 1.4e9)
+    assert _added(more, less) == pytest.approx(0.7)
+    assert _added(more, Run(10.5, {"encoder": less.spent["encoder"]}, 60.0)) == pytest.approx(2.8)
 
 
 def test_the_command_prints_a_line_for_each_part_and_price(job, tiny_bundle):
