@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from svbatch.packed_linear import gains_by_packing, packed, packed_weight
+from svbatch.packed_linear import PackedLinear, gains_by_packing, pack, packed_weight
 
 
 class PackedNorm(nn.Module):
@@ -34,29 +34,26 @@ class PackedGate(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self._gate, self._up, self._down = (
-            packed_weight(linear) for linear in (layer.gate_proj, layer.up_proj, layer.down_proj)
-        )
+        self._gate, self._up = packed_weight(layer.gate_proj), packed_weight(layer.up_proj)
+        self._down = PackedLinear(layer.down_proj)
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., E) -> (..., E)."""
         gate = torch.ops.mkldnn._linear_pointwise(states, self._gate, None, "swish", [], "")
         gated = torch.ops.mkldnn._linear_pointwise.binary(states, gate, self._up, None, "mul")
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(gated, self._down, None, "none", [], "")
+        product: Tensor = self._down(gated)
         return product
 
 
-def pack_decoder(module: nn.Module) -> None:
-    """Packs what is inside `module`, in place: norms and gated layers of the kinds above, and every linear layer."""
-    for name, child in module.named_children():
-        if _is_norm(child):
-            setattr(module, name, PackedNorm(child))
-        elif _is_gate(child):
-            setattr(module, name, PackedGate(child))
-        elif type(child) is nn.Linear:
-            setattr(module, name, packed(child))
-        else:
-            pack_decoder(child)
+def pack_decoder(decoder: nn.Module) -> None:
+    """Packs what is inside, in place: norms and gated layers of the kinds above, and every other linear layer."""
+    for module in list(decoder.modules()):
+        for name, child in module.named_children():
+            if _is_norm(child):
+                setattr(module, name, PackedNorm(child))
+            elif _is_gate(child):
+                setattr(module, name, PackedGate(child))
+    pack(decoder)
 
 
 def _is_norm(module: Any) -> bool:
