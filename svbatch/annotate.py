@@ -165,6 +165,9 @@ def _within_memory(
     try:
         hearings = hear([_span(place, tasks) for place in batch], model)
         lengths = prefix_lengths(hearings, model)
+        by_length = sorted(range(len(batch)), key=lambda row: -lengths[row])
+        batch, hearings = [batch[row] for row in by_length], [hearings[row] for row in by_length]
+        lengths.sort(reverse=True)
         answers = [
             answer
             for rows in fitting(questions_of(tasks, model), lengths, model, max_memory_bytes)

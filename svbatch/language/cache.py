@@ -30,6 +30,7 @@ class KeyValueCache:
         """From each layer's keys and values, (B, key-value heads, positions, head width)."""
         self._layers = list(layers)
         self.num_seen = 0
+        self.before: list[int] = []
         self._rows = self._slots = torch.arange(0)
 
     @property
@@ -42,11 +43,16 @@ class KeyValueCache:
         return iter(self._layers)
 
     def aim(self, lengths: Tensor, new: NewTokens) -> None:
-        """The next forward's tokens go to slots `lengths[b]` and on of their row b. lengths: (B,) int64."""
+        """The next forward's tokens go to slots `lengths[b]` and on of their row b. lengths: (B,) int64.
+
+        They attend to `num_seen` slots, and `before` is what `attention` is told of the rows.
+        """
         self._rows = new.rows
         self._slots = lengths[new.rows] + new.places
         wanted = slots_for(int(lengths.max()) + new.most)
-        self.num_seen = wanted if new.most >= MANY_TOKENS else max(wanted, self.capacity)
+        is_cut = new.most >= MANY_TOKENS
+        self.num_seen = wanted if is_cut else max(wanted, self.capacity)
+        self.before = lengths.tolist() if is_cut else [self.num_seen] * len(lengths)
         if wanted > self.capacity:
             for index, (keys, values) in enumerate(self):  # one layer at a time is held twice
                 self._layers[index] = (_resized(keys, wanted), _resized(values, wanted))

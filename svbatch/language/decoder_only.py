@@ -124,6 +124,7 @@ class DecoderOnly(LanguageModel):
             cache=cache,
             use_cache=True,
             new=new,
+            before=cache.before,
         ).last_hidden_state
         return hidden[0]
 

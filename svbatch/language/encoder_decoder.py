@@ -126,22 +126,25 @@ class EncoderDecoder(LanguageModel):
         mask = additive_mask(lengths, new, cache.said.num_seen, self.dtype)
         mask = mask + self._bias(lengths, new.depths[0], cache.said.num_seen)
         encoded_mask = cache.mask.expand(-1, -1, new.most, -1)
+        all_encoded = [encoded_mask.shape[-1]] * new.num_rows
         hidden = embeddings
         for index, (block, encoded) in enumerate(zip(self._decoder.block, cache.encoded, strict=True)):
             itself, other = block.layer[0], block.layer[1]
             normed = itself.layer_norm(hidden)
             own = itself.SelfAttention
             seen = cache.said.update(self._heads_of(own.k(normed)[None]), self._heads_of(own.v(normed)[None]), index)
-            hidden = hidden + own.o(self._attended(own.q(normed), seen, mask, new))
+            hidden = hidden + own.o(self._attended(own.q(normed), seen, mask, new, cache.said.before))
             cross = other.EncDecAttention
             query = cross.q(other.layer_norm(hidden))
-            hidden = hidden + cross.o(self._attended(query, encoded, encoded_mask, new))
+            hidden = hidden + cross.o(self._attended(query, encoded, encoded_mask, new, all_encoded))
             hidden = block.layer[2](hidden)
         final: Tensor = self._decoder.final_layer_norm(hidden) * self._scale
         return final
 
-    def _attended(self, query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor, new: NewTokens) -> Tensor:
-        return attention_of_new(self._heads_of(query[None]), *seen, mask, new, scaling=1.0)[0].flatten(1)
+    def _attended(
+        self, query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor, new: NewTokens, before: Sequence[int]
+    ) -> Tensor:
+        return attention_of_new(self._heads_of(query[None]), *seen, mask, new, before, scaling=1.0)[0].flatten(1)
 
     def _heads_of(self, states: Tensor) -> Tensor:
         """(B, N, heads · width) -> (B, heads, N, width)."""

@@ -12,13 +12,13 @@ from torch import Tensor
 class NewTokens:
     """T tokens that follow B rows, those of the first row first, at most N a row.
 
-    rows, places: (T,) int64, each token's row and its place among the row's new ones. depths: (B or 1, N) int64, each
-    place's position counted from its row's length; tokens on different branches share positions. visible: (B or 1, N,
-    N) bool, which of its row's new tokens each sees, itself included. earlier: (B, N, slots) bool, which of the slots
-    before its row's length each sees; None for all.
+    counts: how many each row has. rows, places: (T,) int64, each token's row and its place among the row's new ones.
+    depths: (B or 1, N) int64, each place's position counted from its row's length; tokens on different branches share
+    positions. visible: (B or 1, N, N) bool, which of its row's new tokens each sees: itself, and any before it.
+    earlier: (B, N, slots) bool, which of the slots before its row's length each sees; None for all.
     """
 
-    num_rows: int
+    counts: tuple[int, ...]
     rows: Tensor
     places: Tensor
     depths: Tensor
@@ -29,7 +29,7 @@ class NewTokens:
     def alike(cls, num_rows: int, depths: Tensor, visible: Tensor) -> "NewTokens":
         """The same N tokens for every row: depths (N,), visible (N, N)."""
         rows, places = _grid(num_rows, len(depths), depths.device)
-        return cls(num_rows, rows.flatten(), places.flatten(), depths[None], visible[None])
+        return cls((len(depths),) * num_rows, rows.flatten(), places.flatten(), depths[None], visible[None])
 
     @classmethod
     def lines(cls, counts: Sequence[int], device: torch.device) -> "NewTokens":
@@ -38,7 +38,12 @@ class NewTokens:
         rows, places = _grid(len(counts), most, device)
         is_one = places < torch.tensor(counts, device=device)[:, None]
         causal = torch.ones(1, most, most, dtype=torch.bool, device=device).tril()
-        return cls(len(counts), rows[is_one], places[is_one], places[:1], causal)
+        return cls(tuple(counts), rows[is_one], places[is_one], places[:1], causal)
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.counts)
 
     @property
     def most(self) -> int:

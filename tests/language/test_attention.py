@@ -29,7 +29,27 @@ def test_attention_in_groups_equals_attention_over_repeated_keys(monkeypatch, nu
     visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
     new = NewTokens.alike(3, torch.arange(num_tokens), visible)
     mask = None if is_causal else additive_mask(torch.tensor([4, 1, 2]), new, slots, torch.float32)
-    found = attention(query, key, value, mask, scaling=0.5)
+    before = [0, 0, 0] if is_causal else [4, 1, 2]
+    found = attention(query, key, value, mask, new.counts, before, scaling=0.5)
     repeated = [part.repeat_interleave(3, dim=1) for part in (key, value)]
     expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask, is_causal=is_causal, scale=0.5)
     torch.testing.assert_close(found, expected.transpose(1, 2), atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_rows_of_any_lengths_are_given_what_each_is_given_alone(is_causal):
+    generator = torch.Generator().manual_seed(0)
+    counts = [150, 9, 70, 1, 64, 130, 65]
+    before = [0] * len(counts) if is_causal else [4, 90, 1, 300, 2, 0, 64]
+    slots = 150 if is_causal else 320
+    query = torch.randn(len(counts), 6, 150, 8, generator=generator)
+    key, value = (torch.randn(len(counts), 2, slots, 8, generator=generator) for _ in range(2))
+    new = NewTokens.lines(counts, torch.device("cpu"))
+    mask = None if is_causal else additive_mask(torch.tensor(before), new, slots, torch.float32)
+    found = attention(query, key, value, mask, new.counts, before, scaling=0.5)
+    for row, (count, first) in enumerate(zip(counts, before, strict=True)):
+        end = first + count
+        sees = torch.ones(count, end, dtype=torch.bool).tril(first)
+        of_groups = [part[row, :, :end].repeat_interleave(3, dim=0) for part in (key, value)]
+        alone = scaled_dot_product_attention(query[row, :, :count], *of_groups, attn_mask=sees, scale=0.5)
+        torch.testing.assert_close(found[row, :count], alone.transpose(0, 1), atol=2e-6, rtol=1e-6)
