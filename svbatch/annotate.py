@@ -8,7 +8,7 @@ Nothing here writes or knows an output. Whatever keeps one recording from an ans
 """
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -40,6 +40,9 @@ SPANS_AT_ONCE = 32
 MAX_MEMORY_BYTES = 2 * 2**30
 MAX_SOUND_BYTES = 512 * 2**20  # of the recordings that are heard together: 2.3 hours, or one
 log = logging.getLogger(__name__)
+
+Hear = Callable[[Sequence[Span], Model], list[Hearing]]
+"""What `hear` does, or what was heard before."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def annotate(
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     decoded: Iterator[Audio | RecordingError] | None = None,
     known: Container[str] = frozenset(),
+    listen: Hear = hear,
 ) -> Annotated:
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
     takes at most `max_memory_bytes` beside the model, by estimate, or is one segment. As many of `decoded` are taken as
@@ -119,7 +123,7 @@ def annotate(
             places = [place for item in together for place in _places(item, tasks, detector_of(model))]
         with torch.inference_mode():
             for batch in _batches(places):
-                for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes):
+                for task, place, answer in _within_memory(tasks, batch, model, max_memory_bytes, listen):
                     if isinstance(answer, Unanswered):
                         unanswered.append(_unanswered(place, task.name, versions[task.name], answer, run_id))
                     else:
@@ -159,11 +163,11 @@ def _whole_id(item: Item) -> str | None:
 
 
 def _within_memory(
-    tasks: Sequence[Task], batch: Sequence[Place], model: Model, max_memory_bytes: int
+    tasks: Sequence[Task], batch: Sequence[Place], model: Model, max_memory_bytes: int, listen: Hear
 ) -> list[tuple[Task, Place, Answer | Unanswered]]:
     """Hears a batch and asks it everything; a batch that does not fit into memory after all is halved."""
     try:
-        hearings = hear([_span(place, tasks) for place in batch], model)
+        hearings = listen([_span(place, tasks) for place in batch], model)
         lengths = prefix_lengths(hearings, model)
         by_length = sorted(range(len(batch)), key=lambda row: -lengths[row])
         batch, hearings = [batch[row] for row in by_length], [hearings[row] for row in by_length]
@@ -189,8 +193,8 @@ def _within_memory(
     log.warning("%d segments at once do not fit into memory; going on with half of them", len(batch))
     half = len(batch) // 2
     return [
-        *_within_memory(tasks, batch[:half], model, max_memory_bytes),
-        *_within_memory(tasks, batch[half:], model, max_memory_bytes),
+        *_within_memory(tasks, batch[:half], model, max_memory_bytes, listen),
+        *_within_memory(tasks, batch[half:], model, max_memory_bytes, listen),
     ]
 
 

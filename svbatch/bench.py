@@ -9,16 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from svbatch.annotate import annotate
+from svbatch.annotate import Hear, annotate
 from svbatch.ask import check
 from svbatch.contract import contract_of
 from svbatch.corpus.recording import Recording
 from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError
+from svbatch.hear import Hearing, Span, hear
 from svbatch.job import Job
 from svbatch.model import Model, Precision
 from svbatch.plan import RECORDINGS_PER_BATCH
@@ -27,8 +29,14 @@ from svbatch.tables.store import Store
 from svbatch.tasks.task import Task
 from svbatch.timing import COUNTING, Spent, part, watching
 
+Sound = tuple[bytes, float, bool]
+"""A span's samples, where it starts in seconds, and whether it is transcribed."""
+
 MATRIX = 2048
 MATRIX_RUNS = 20
+ASKED_AGAIN = 3
+"""How often a round asks what it has heard again: a small task is a hundredth of a run, and less than the machine's
+unrest in one."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Part:
 class Price:
     """What the k-th task added to the run with one task less: its time over that of the run with the first two tasks
     (the second: with the first), and over its floor (None where no operations are counted): its own operations at the
-    matrix-product speed."""
+    matrix-product speed, where all was heard before."""
 
     task: str
     added: float
@@ -68,14 +76,18 @@ class Figures:
 
 def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figures:
     """Figures of a job whose recordings and tasks are all asked: medians of `repeats` rounds, each with one task, two,
-    and so on to all."""
+    and so on to all, and then ASKED_AGAIN times the same of what has been heard."""
     check(job.tasks, model)
     recordings = list(iter_recordings(job.corpus, job.corpus_base, follow_outside=job.follow_outside))
-    speeds = {"float32": matrix_speed(torch.float32)}
-    if precision == "bfloat16":
-        speeds["bfloat16"] = matrix_speed(torch.bfloat16)
-    _answered(recordings[:1], job.tasks, model)  # what is set up on first use is not measured
-    ups = [[_timed(recordings, job.tasks[: k + 1], model) for k in range(len(job.tasks))] for _ in range(repeats)]
+    heard: dict[Sound, Hearing] = {}
+    remembered = partial(_remembered, heard)
+    _answered(recordings, job.tasks, model, remembered)  # what is set up on first use is not measured
+    measured, ups, again = [], [], []
+    for _ in range(repeats):
+        measured.append(_matrix_speeds(precision))
+        ups.append(_up(recordings, job.tasks, model, hear))
+        again += [_up(recordings, job.tasks, model, remembered) for _ in range(ASKED_AGAIN)]
+    speeds = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
     audio_seconds = ups[0][-1].audio_seconds
     if not audio_seconds:
         raise CorpusError(f"corpus: none of the {len(recordings)} recordings can be read; `svbatch scan` says why")
@@ -86,7 +98,7 @@ def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figu
         real_time_factor=audio_seconds / whole.seconds,
         of_matrix_speed=_floor(whole.spent, speeds) / whole.seconds,
         parts=_parts(whole, speeds),
-        prices=[_price(task, k, ups, speeds) for k, task in enumerate(job.tasks[1:], 1)],
+        prices=[_price(task, k, ups, again, speeds) for k, task in enumerate(job.tasks[1:], 1)],
     )
 
 
@@ -97,6 +109,11 @@ class Run:
     seconds: float
     spent: dict[str, Spent]
     audio_seconds: float
+
+
+def _matrix_speeds(precision: Precision) -> dict[str, float]:
+    names = ["float32", "bfloat16"] if precision == "bfloat16" else ["float32"]
+    return {name: matrix_speed(getattr(torch, name)) for name in names}
 
 
 def matrix_speed(dtype: torch.dtype) -> float:
@@ -111,15 +128,29 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> Run:
+def _up(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model, listen: Hear) -> list[Run]:
+    """Runs with one task, two, and so on to all."""
+    return [_timed(recordings, tasks[: k + 1], model, listen) for k in range(len(tasks))]
+
+
+def _remembered(heard: dict[Sound, Hearing], spans: Sequence[Span], model: Model) -> list[Hearing]:
+    """What is in `heard` of the spans; what is not is heard, and joins it."""
+    sounds = [(span.waveform.tobytes(), span.start_s, span.transcribed) for span in spans]
+    new = [place for place, sound in enumerate(sounds) if sound not in heard]
+    if new:
+        heard.update(zip([sounds[place] for place in new], hear([spans[place] for place in new], model), strict=True))
+    return [heard[sound] for sound in sounds]
+
+
+def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model, listen: Hear) -> Run:
     with watching() as spent:
         start = time.perf_counter()
-        audio_seconds = _answered(recordings, tasks, model)
+        audio_seconds = _answered(recordings, tasks, model, listen)
         seconds = time.perf_counter() - start
     return Run(seconds - spent.pop(COUNTING, Spent()).seconds, dict(spent), audio_seconds)
 
 
-def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model) -> float:
+def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model, listen: Hear) -> float:
     """Annotates and commits in batches as a run does; returns the seconds of audio heard."""
     audio_seconds = 0.0
     versions = {task.name: "bench" for task in tasks}
@@ -127,7 +158,8 @@ def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Mod
         store = Store(Path(folder))
         store.prepare({task.name: arrow_schema(contract_of(task)) for task in tasks})
         for start in range(0, len(recordings), RECORDINGS_PER_BATCH):
-            annotated = annotate(recordings[start : start + RECORDINGS_PER_BATCH], tasks, versions, model, "bench")
+            some = recordings[start : start + RECORDINGS_PER_BATCH]
+            annotated = annotate(some, tasks, versions, model, "bench", listen=listen)
             with part("writing"):
                 store.commit(annotated.answers, annotated.failures, annotated.recordings)
             audio_seconds += annotated.audio_seconds
@@ -151,13 +183,16 @@ def _parts(run: Run, speeds: Mapping[str, float]) -> list[Part]:
     return [*named, Part("the rest", 1 - sum(each.share for each in named), None)]
 
 
-def _price(task: Task, k: int, ups: Sequence[Sequence[Run]], speeds: Mapping[str, float]) -> Price:
+def _price(
+    task: Task, k: int, ups: Sequence[Sequence[Run]], again: Sequence[Sequence[Run]], speeds: Mapping[str, float]
+) -> Price:
     """Of the task at place `k`: a run is compared with that of one task less right before it, because a machine's speed
     drifts."""
     added = statistics.median(_added(up[k], up[k - 1]) for up in ups)
     base = statistics.median(up[min(k - 1, 1)].seconds for up in ups)
-    floor = _floor(ups[0][k].spent, speeds) - _floor(ups[0][k - 1].spent, speeds)
-    return Price(task.name, added / base, added / floor if floor > 0 else None)
+    asked = statistics.median(_added(up[k], up[k - 1]) for up in again)
+    floor = _floor(again[0][k].spent, speeds) - _floor(again[0][k - 1].spent, speeds)
+    return Price(task.name, added / base, asked / floor if floor > 0 else None)
 
 
 def _added(run: Run, less: Run) -> float:

@@ -1,11 +1,13 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from svbatch.bench import Run, _added, bench, matrix_speed
+from svbatch.bench import Run, _added, _answered, _remembered, bench, matrix_speed
 from svbatch.cli import main
+from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError
 from svbatch.job import Job, load_job
 from svbatch.language.llm import LanguageModel
@@ -44,6 +46,20 @@ def test_what_a_task_adds_is_not_what_the_same_work_took_more_or_less():
     less, more = run(10.0, 2.0, 0.1, 1e9), run(11.5, 2.6, 0.2, 1.4e9)
     assert _added(more, less) == pytest.approx(0.7)
     assert _added(more, Run(10.5, {"encoder": less.spent["encoder"]}, 60.0)) == pytest.approx(2.8)
+
+
+def test_what_was_heard_is_asked_again_and_nothing_is_heard(job, tiny_model):
+    recordings = list(iter_recordings(job.corpus, job.corpus_base))
+    remembered = partial(_remembered, {})
+    with watching() as spent:
+        seconds = _answered(recordings, job.tasks, tiny_model, remembered)
+    with watching() as spent_again:
+        assert _answered(recordings, job.tasks, tiny_model, remembered) == seconds
+    hearing = {"encoder", "projector", "recogniser"}
+    assert hearing <= set(spent)
+    assert not hearing & set(spent_again)
+    for name in ("prefill", "scoring"):
+        assert spent[name].operations == spent_again[name].operations
 
 
 def test_the_command_prints_a_line_for_each_part_and_price(job, tiny_bundle):

@@ -18,7 +18,7 @@ from svbatch.language.new_tokens import NewTokens
 CAPACITY_STEP = 64
 """Slots are added in steps of so many, so that what is there rarely moves."""
 
-MANY_TOKENS = 32
+MANY_TOKENS = 16
 """Fewer tokens a row attend to all slots, the free ones masked: matrix products copy what is not in one piece. For so
 many that pays."""
 
