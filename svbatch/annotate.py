@@ -112,7 +112,7 @@ def annotate(
     """Everything that `tasks` ask of `recordings`; `versions` are the tasks' versions by name. What is asked at a time
     takes at most `max_memory_bytes` beside the model, by estimate, or is one segment. As many of `decoded` are taken as
     there are recordings, one for each; without it they are decoded here. Whole recordings whose bytes' ids are among
-    `known`, or the same as another's, are not asked."""
+    `known`, or the same as another's, are not asked. `listen` hears the spans."""
     items: list[Item] = []
     same: list[tuple[Recording, str]] = []
     answers: dict[str, list[tuple[Place, Answer]]] = {task.name: [] for task in tasks}
