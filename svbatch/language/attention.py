@@ -15,9 +15,10 @@ from transformers import AttentionInterface
 
 from svbatch.language.new_tokens import NewTokens
 
-BLOCK_POSITIONS = 64
-BLOCK_QUERIES = 320  # of a head: 5 rows of BLOCK_POSITIONS
+BLOCK_POSITIONS = 128
+BLOCK_QUERIES = 512  # of a head: 4 rows of BLOCK_POSITIONS
 BLOCK_SCORES = 3_000_000  # of one block: 6 MB in bfloat16
+SLOTS_STEP = 32  # a softmax over a multiple of so many is quicker
 GROUPED_ATTENTION = "svbatch_grouped"
 
 
@@ -102,14 +103,14 @@ def _in_blocks(
     groups, slots = key.shape[1:3]
     grouped = query.view(num_rows, groups, heads // groups, positions, width)
     mixed = query.new_empty(num_rows, positions, groups, heads // groups, width)
-    length = min(BLOCK_POSITIONS, positions)
+    length = -(-positions // -(-positions // BLOCK_POSITIONS))
     at_once = max(1, min(BLOCK_SCORES // (heads * length * slots), BLOCK_QUERIES // length))
     for row in range(0, num_rows, at_once):
         rows = slice(row, row + at_once)
         end, first = max(counts[rows]), max(before[rows])
         for start in range(0, end, length):
             block = slice(start, min(start + length, end))
-            seen = block.stop if mask is None else min(first + block.stop, slots)
+            seen = block.stop if mask is None else min(-(-(first + block.stop) // SLOTS_STEP) * SLOTS_STEP, slots)
             asked = grouped[rows, :, :, block]
             scores = asked.flatten(2, 3) @ key[rows, :, :seen].transpose(2, 3)
             of_heads = scores.view(*asked.shape[:4], seen)
