@@ -22,7 +22,7 @@ from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError
 from svbatch.hear import Hearing, Span, hear
 from svbatch.job import Job
-from svbatch.model import Model, Precision
+from svbatch.model import Model
 from svbatch.plan import RECORDINGS_PER_BATCH
 from svbatch.tables.schemas import arrow_schema
 from svbatch.tables.store import Store
@@ -33,7 +33,7 @@ Sound = tuple[bytes, float, bool]
 """A span's samples, where it starts in seconds, and whether it is transcribed."""
 
 MATRIX = 2048
-MATRIX_RUNS = 20
+MATRIX_RUNS = 3
 ASKED_AGAIN = 3
 """How often a round asks what it has heard again: a small task is a hundredth of a run, and less than the machine's
 unrest in one."""
@@ -74,7 +74,7 @@ class Figures:
     prices: list[Price]
 
 
-def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figures:
+def bench(job: Job, model: Model, *, repeats: int) -> Figures:
     """Figures of a job whose recordings and tasks are all asked: medians of `repeats` rounds, each with one task, two,
     and so on to all, and then ASKED_AGAIN times the same of what has been heard."""
     check(job.tasks, model)
@@ -82,38 +82,42 @@ def bench(job: Job, model: Model, precision: Precision, *, repeats: int) -> Figu
     heard: dict[Sound, Hearing] = {}
     remembered = partial(_remembered, heard)
     _answered(recordings, job.tasks, model, remembered)  # what is set up on first use is not measured
-    measured, ups, again = [], [], []
+    ups, again = [], []
     for _ in range(repeats):
-        measured.append(_matrix_speeds(precision))
         ups.append(_up(recordings, job.tasks, model, hear))
         again += [_up(recordings, job.tasks, model, remembered) for _ in range(ASKED_AGAIN)]
-    speeds = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
     audio_seconds = ups[0][-1].audio_seconds
     if not audio_seconds:
         raise CorpusError(f"corpus: none of the {len(recordings)} recordings can be read; `svbatch scan` says why")
     whole = _median([up[-1] for up in ups])
     return Figures(
         audio_seconds=audio_seconds,
-        matrix_speeds=speeds,
+        matrix_speeds=whole.speeds,
         real_time_factor=audio_seconds / whole.seconds,
-        of_matrix_speed=_floor(whole.spent, speeds) / whole.seconds,
-        parts=_parts(whole, speeds),
-        prices=[_price(task, k, ups, again, speeds) for k, task in enumerate(job.tasks[1:], 1)],
+        of_matrix_speed=_floor(whole.spent, whole.speeds) / whole.seconds,
+        parts=_parts(whole),
+        prices=[_price(task, k, ups, again) for k, task in enumerate(job.tasks[1:], 1)],
     )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run took, whole and by part, and the seconds of audio that it heard."""
+    """What a run took, whole and by part, the seconds of audio that it heard, and the machine's matrix-product speeds
+    by precision: the mean of right before it and right after it, because a machine's speed drifts."""
 
     seconds: float
     spent: dict[str, Spent]
     audio_seconds: float
+    speeds: dict[str, float]
 
 
-def _matrix_speeds(precision: Precision) -> dict[str, float]:
-    names = ["float32", "bfloat16"] if precision == "bfloat16" else ["float32"]
-    return {name: matrix_speed(getattr(torch, name)) for name in names}
+def _matrix_speeds(model: Model) -> dict[str, float]:
+    precisions = {"float32": torch.float32, model.llm.precision: model.llm.dtype}
+    return {name: matrix_speed(dtype) for name, dtype in precisions.items()}
+
+
+def _mean(speeds: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    return {name: (speeds[name] + others[name]) / 2 for name in speeds}
 
 
 def matrix_speed(dtype: torch.dtype) -> float:
@@ -143,11 +147,13 @@ def _remembered(heard: dict[Sound, Hearing], spans: Sequence[Span], model: Model
 
 
 def _timed(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model, listen: Hear) -> Run:
+    before = _matrix_speeds(model)
     with watching() as spent:
         start = time.perf_counter()
         audio_seconds = _answered(recordings, tasks, model, listen)
         seconds = time.perf_counter() - start
-    return Run(seconds - spent.pop(COUNTING, Spent()).seconds, dict(spent), audio_seconds)
+    speeds = _mean(before, _matrix_speeds(model))
+    return Run(seconds - spent.pop(COUNTING, Spent()).seconds, dict(spent), audio_seconds, speeds)
 
 
 def _answered(recordings: Sequence[Recording], tasks: Sequence[Task], model: Model, listen: Hear) -> float:
@@ -175,24 +181,21 @@ def _floor(spent: Mapping[str, Spent], speeds: Mapping[str, float]) -> float:
     return sum(n / speeds[precision] for own in spent.values() for precision, n in own.operations.items())
 
 
-def _parts(run: Run, speeds: Mapping[str, float]) -> list[Part]:
+def _parts(run: Run) -> list[Part]:
     named = [
-        Part(name, own.seconds / run.seconds, _floor({name: own}, speeds) / own.seconds if own.operations else None)
+        Part(name, own.seconds / run.seconds, _floor({name: own}, run.speeds) / own.seconds if own.operations else None)
         for name, own in sorted(run.spent.items(), key=lambda each: -each[1].seconds)
     ]
     return [*named, Part("the rest", 1 - sum(each.share for each in named), None)]
 
 
-def _price(
-    task: Task, k: int, ups: Sequence[Sequence[Run]], again: Sequence[Sequence[Run]], speeds: Mapping[str, float]
-) -> Price:
-    """Of the task at place `k`: a run is compared with that of one task less right before it, because a machine's speed
-    drifts."""
+def _price(task: Task, k: int, ups: Sequence[Sequence[Run]], again: Sequence[Sequence[Run]]) -> Price:
+    """Of the task at place `k`: a run is compared with that of one task less right before it."""
     added = statistics.median(_added(up[k], up[k - 1]) for up in ups)
     base = statistics.median(up[min(k - 1, 1)].seconds for up in ups)
-    asked = statistics.median(_added(up[k], up[k - 1]) for up in again)
-    floor = _floor(again[0][k].spent, speeds) - _floor(again[0][k - 1].spent, speeds)
-    return Price(task.name, added / base, asked / floor if floor > 0 else None)
+    floors = [(_added(up[k], up[k - 1]), _added_floor(up[k], up[k - 1])) for up in again]
+    of_floor = statistics.median(taken / floor for taken, floor in floors) if floors[0][1] > 0 else None
+    return Price(task.name, added / base, of_floor)
 
 
 def _added(run: Run, less: Run) -> float:
@@ -201,3 +204,10 @@ def _added(run: Run, less: Run) -> float:
     before = {name: own for name, own in less.spent.items() if own.operations}
     alike = [name for name, own in before.items() if run.spent[name].operations == own.operations]
     return run.seconds - less.seconds - sum(run.spent[name].seconds - before[name].seconds for name in alike)
+
+
+def _added_floor(run: Run, less: Run) -> float:
+    """Seconds that the operations which a run did more than the one with a task less take at the matrix-product speed
+    around both."""
+    speeds = _mean(run.speeds, less.speeds)
+    return _floor(run.spent, speeds) - _floor(less.spent, speeds)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from svbatch.bench import Run, _added, _answered, _remembered, bench, matrix_speed
+from svbatch.bench import Run, _added, _added_floor, _answered, _remembered, bench, matrix_speed
 from svbatch.cli import main
 from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError
@@ -24,7 +24,7 @@ def job(corpus_dir, tiny_bundle, tmp_path) -> Job:
 
 
 def test_parts_make_up_the_whole_and_every_task_after_the_first_has_a_price(job, tiny_model, tmp_path):
-    figures = bench(job, tiny_model, "float32", repeats=1)
+    figures = bench(job, tiny_model, repeats=1)
     names = {each.name for each in figures.parts}
     assert names >= {"decode", "encoder", "projector", "recogniser", "prefill", "scoring", "writing", "the rest"}
     assert sum(each.share for each in figures.parts) == pytest.approx(1.0)
@@ -41,11 +41,12 @@ def test_what_a_task_adds_is_not_what_the_same_work_took_more_or_less():
             "scoring": Spent(scoring, {"bfloat16": scored}),
             "writing": Spent(writing),
         }
-        return Run(encoder + scoring + writing + 0.5, spent, 60.0)
+        return Run(encoder + scoring + writing + 0.5, spent, 60.0, {"float32": 4e9, "bfloat16": scored})
 
     less, more = run(10.0, 2.0, 0.1, 1e9), run(11.5, 2.6, 0.2, 1.4e9)
     assert _added(more, less) == pytest.approx(0.7)
-    assert _added(more, Run(10.5, {"encoder": less.spent["encoder"]}, 60.0)) == pytest.approx(2.8)
+    assert _added(more, Run(10.5, {"encoder": less.spent["encoder"]}, 60.0, less.speeds)) == pytest.approx(2.8)
+    assert _added_floor(more, less) == pytest.approx(0.4 / 1.2)
 
 
 def test_what_was_heard_is_asked_again_and_nothing_is_heard(job, tiny_model):
@@ -74,7 +75,7 @@ def test_a_corpus_that_cannot_be_read_is_not_measured(job, tiny_model, tmp_path)
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     broken = job.model_copy(update={"corpus": (str(tmp_path / "broken.wav"),)})
     with pytest.raises(CorpusError, match="none of the 1 recordings can be read"):
-        bench(broken, tiny_model, "float32", repeats=1)
+        bench(broken, tiny_model, repeats=1)
 
 
 def test_the_operations_of_reading_are_those_of_the_layers_weights(tiny_model):
