@@ -64,7 +64,8 @@ def test_what_was_heard_is_asked_again_and_nothing_is_heard(job, tiny_model):
 
 
 def test_the_command_prints_a_line_for_each_part_and_price(job, tiny_bundle):
-    options = ["--repeats", "1", "--cache", str(tiny_bundle.cache)]
+    corpus = str(Path(job.corpus[0]) / "short.flac")
+    options = ["--repeats", "1", "--corpus", corpus, "--cache", str(tiny_bundle.cache)]
     result = CliRunner().invoke(main, ["bench", str(job.path), *options], catch_exceptions=False)
     assert result.exit_code == 0
     assert "times real time" in result.output
