@@ -1,6 +1,6 @@
 """Questions about spans that were heard: what was heard is read by the LLM once, every question goes on from there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,14 +16,17 @@ from svbatch.generate import (
     with_transcripts,
 )
 from svbatch.hear import Hearing
+from svbatch.job import Job
 from svbatch.language.llm import Prefix
 from svbatch.memory import questions_of, room_for
 from svbatch.model import Model
 from svbatch.score import closed_answers
 from svbatch.tasks import prompts
 from svbatch.tasks.answers import Answer
+from svbatch.tasks.grammar import spelled
 from svbatch.tasks.task import Task
 from svbatch.timing import part
+from svbatch.yaml_file import shown
 
 Mode = Literal["audio", "text", "both"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -37,12 +40,12 @@ def ask(
     about = about or {task.name: range(len(hearings)) for task in tasks}
     answers: dict[str, list[Answer | Unanswered]] = {task.name: [] for task in tasks}
     tasks = [task for task in tasks if about[task.name]]
-    if model.recogniser is None and (told := [task for task in tasks if mode_of(task) != "audio"]):
-        hearings = _written(told, hearings, model, about)
+    written = [task for task in tasks if mode_of(task) != "audio"] if model.recogniser is None else []
     asked = {mode: [t for t in tasks if mode_of(t) == mode and not is_transcript(t, model)] for mode in MODES}
-    if asked["audio"] or asked["both"]:
-        rows = _rows([*asked["audio"], *asked["both"]], about)
+    if asked["audio"] or asked["both"] or written:
+        rows = _rows([*asked["audio"], *asked["both"], *written], about)
         prefix = read([hearings[row] for row in rows], "audio", model, room=_room(asked, hearings, model))
+        hearings = _written(_rows(written, about), rows, hearings, prefix, model)
         answers |= _answered(asked["audio"], rows, hearings, prefix, model, about)
         if asked["both"]:
             told_rows = _rows(asked["both"], about)
@@ -96,35 +99,49 @@ def _selected(prefix: Prefix, rows: Sequence[int], wanted: Sequence[int]) -> Pre
 
 
 def _written(
-    tasks: Sequence[Task], hearings: Sequence[Hearing], model: Model, about: Mapping[str, Sequence[int]]
-) -> list[Hearing]:
-    """The hearings that `tasks` are about with a transcript by the LLM, the others as they are."""
-    rows = _rows(tasks, about)
-    some = [hearings[row] for row in rows]
-    told = dict(zip(rows, with_transcripts(some, read(some, "audio", model), model), strict=True))
+    wanted: Sequence[int], rows: Sequence[int], hearings: Sequence[Hearing], prefix: Prefix, model: Model
+) -> Sequence[Hearing]:
+    """The hearings at `wanted`, some of the `rows` that the prefix has read, with a transcript by the LLM, the others
+    as they are."""
+    if not wanted:
+        return hearings
+    some = with_transcripts([hearings[row] for row in wanted], _selected(prefix, rows, wanted), model)
+    told = dict(zip(wanted, some, strict=True))
     return [told.get(row, hearing) for row, hearing in enumerate(hearings)]
 
 
-def check(tasks: Sequence[Task], model: Model) -> None:
-    """Raises TaskError, with a line for each, where the LLM could not hold a task's longest question and answer, or a
-    grammar cannot be followed."""
-    room = model.llm.max_positions - MAX_PREFIX_TOKENS
+def check(job: Job, model: Model) -> None:
+    """Raises TaskError, with a line for each, where the LLM could not hold a task's longest question and answer, cannot
+    spell its answers, or a grammar cannot be followed."""
     problems = []
-    for task in tasks:
-        try:
-            guides_of(task, model, count=1)
-        except TaskError as error:
-            problems.append(f"{task.path}: task {task.name}: {error}; make its limits or properties simpler")
-        question = max(len(prompts.question_ids(model.tokenizer, question)) for question in task.questions())
-        labels = max((len(prompts.answer_ids(model.tokenizer, answer)) for answer in task.scored), default=0)
-        needed = question + (labels if task.is_closed else task.max_tokens or MAX_TOKENS)
-        if needed > room:
-            problems.append(
-                f"{task.path}: task {task.name}: its question and answer take up to {needed} tokens, and the LLM holds "
-                f"{room} beside 30 s of speech; shorten the instruction, the labels or max_tokens"
-            )
+    for task in job.tasks:
+        where = f"{job.path}: tasks: {task.name}" if task.is_library else f"{task.path}: task {task.name}"
+        problems += [f"{where}: {problem}" for problem in _problems(task, model)]
     if problems:
         raise TaskError("\n".join(problems))
+
+
+def _problems(task: Task, model: Model) -> Iterator[str]:
+    try:
+        guides_of(task, model, count=1)
+    except TaskError as error:
+        yield f"{error}; make its limits or properties simpler"
+    if not prompts.can_write(model.tokenizer, spelled(task)):
+        yield (
+            f"its answers are spelled {shown(spelled(task))}, for which the LLM has not all the tokens; take other "
+            "labels, another answer type or another bundle"
+        )
+    room = model.llm.max_positions - MAX_PREFIX_TOKENS
+    question = max(len(prompts.question_ids(model.tokenizer, question)) for question in task.questions())
+    labels = max((len(prompts.answer_ids(model.tokenizer, answer)) for answer in task.scored), default=0)
+    answer = labels if task.is_closed else task.max_tokens or MAX_TOKENS
+    if question + answer > room:
+        given = [parameter.name for parameter in task.parameters if parameter.type != "choice"]
+        own = ["labels" if task.is_closed else "max_tokens"] if answer > question else ["instructions"]
+        yield (
+            f"its question and answer take up to {question + answer} tokens, and the LLM holds {room} beside 30 s of "
+            f"speech; shorten {' or '.join(f'`{key}`' for key in (given if task.is_library and given else own))}"
+        )
 
 
 def mode_of(task: Task) -> Mode:

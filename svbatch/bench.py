@@ -77,7 +77,7 @@ class Figures:
 def bench(job: Job, model: Model, *, repeats: int) -> Figures:
     """Figures of a job whose recordings and tasks are all asked: medians of `repeats` rounds, each with one task, two,
     and so on to all, and then ASKED_AGAIN times the same of what has been heard."""
-    check(job.tasks, model)
+    check(job, model)
     recordings = list(iter_recordings(job.corpus, job.corpus_base, follow_outside=job.follow_outside))
     heard: dict[Sound, Hearing] = {}
     remembered = partial(_remembered, heard)

@@ -106,13 +106,15 @@ class AdapterPart(_Part):
 class Calibration(_Part):
     """How a closed task's scores become probabilities: score / temperature; where words are spotted, the log-odds of
     yes also gain bias + spotting * the read-out's evidence + written * the transcript's; where the projector reads a
-    task's labels from the voice, a label's score also gains voice * its log-probability there."""
+    task's labels from the voice, a label's score also gains voice * its log-probability there. labels: those that it
+    was fitted on, where they are not the library's."""
 
     temperature: PositiveFloat
     spotting: float = 0.0
     written: float = 0.0
     bias: float = 0.0
     voice: float = 0.0
+    labels: list[str] = []
 
 
 class Manifest(_Part):
@@ -185,9 +187,9 @@ class Bundle:
         if self.manifest.encoder.voice_width is None:  # and these three
             del settings["encoder"]["voice_width"]
         for fitted in settings["calibration"].values():
-            for weight in ("voice", "written"):
-                if not fitted[weight]:
-                    del fitted[weight]
+            for key in ("voice", "written", "labels"):
+                if not fitted[key]:
+                    del fitted[key]
         entries = {**self.manifest.files, **self.manifest.fetched}
         settings["sha256"] = {name: entry.sha256 for name, entry in entries.items()}
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)

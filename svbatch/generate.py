@@ -65,9 +65,20 @@ def open_answers(
     with part("generation"):
         decoded = greedy(model.llm, prefix, questions, end_id=prompts.end_id(model.tokenizer))
     for task, question, own in zip(free, questions, decoded, strict=True):
-        is_typed = question.guides is not None
-        answers[task.name] = [_typed_answer(task, one, model) if is_typed else _text_answer(one, model) for one in own]
+        if question.guides is not None:
+            answers[task.name] = [_typed_answer(task, one, model) for one in own]
+        else:
+            beside = _columns_beside(task, hearings, model)
+            answers[task.name] = [_text_answer(one, model) | more for one, more in zip(own, beside, strict=True)]
     return answers
+
+
+def _columns_beside(task: Task, hearings: Sequence[Hearing], model: Model) -> list[Answer]:
+    """What stands in a text's row beside its type's columns: of a translation what the LLM wrote down before it."""
+    if not (task.is_library and task.definition == "translation"):
+        return [{}] * len(hearings)
+    is_joint = model.recogniser is None
+    return [{"transcript": hearing.text if is_joint else None} for hearing in hearings]
 
 
 def guides_of(task: Task, model: Model, *, count: int) -> list[Guide] | None:

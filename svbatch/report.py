@@ -1,6 +1,7 @@
 """What a person reads after a run: counts, an excerpt of the answers, and how to open the tables."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,19 @@ def _answer(task: Task, row: dict[str, Any]) -> str:
     if task.answer in ("number", "object"):
         return _shortened(json.dumps(row["value" if task.answer == "number" else "object"], ensure_ascii=False))
     column, fields = entry_names(contract_of(task))
-    told = [_entry([entry[name] for name in fields]) for entry in row[column] if entry.get("present", True)]
+    told = [_entry(entry, fields) for entry in row[column] if entry.get("present", True) is not False]
     return _shortened(", ".join(told)) if told else "none"
 
 
-def _entry(values: list[Any]) -> str:
-    """A keyword or label with its probability and place, an item or pair with its score."""
+def _entry(entry: dict[str, Any], fields: Sequence[str]) -> str:
+    """A keyword or label with its probability and place, an item or pair with its score. What is too unsure to be
+    present or absent has a question mark."""
+    values = [entry[name] for name in fields]
     words = [value for value in values if isinstance(value, str)]
     numbers = [value for value in values if isinstance(value, float)]
     place = f"at {numbers[1]:.1f} s, " if len(numbers) > 1 else ""
-    return f"{' = '.join(words)} ({place}{numbers[0]:.2f})"
+    unsure = "" if entry.get("present", True) else "?"
+    return f"{' = '.join(words)}{unsure} ({place}{numbers[0]:.2f})"
 
 
 def _shortened(text: str) -> str:

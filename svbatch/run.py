@@ -229,7 +229,7 @@ def _asker(job: Job, bundle: Bundle, versions: Mapping[str, str], run_id: str, t
         tally.precision = precision = choose_precision(job.precision, device)
         log.info("loading bundle %s (%s) on %s in %s", bundle.ref, bundle.id, device, precision)
         loaded = load_model(bundle, device, precision)
-        check(job.tasks, loaded)
+        check(job, loaded)
         return loaded
 
     def ask(batch: Batch, decoded: Iterator[Decoded], known: Container[str]) -> "Annotated":

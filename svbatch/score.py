@@ -19,7 +19,7 @@ from svbatch.speech.spotting import Spotted
 from svbatch.tables.schemas import entry_names
 from svbatch.tasks import prompts
 from svbatch.tasks.answers import Answer, label_answers, yes_no_answers
-from svbatch.tasks.task import Task
+from svbatch.tasks.task import Task, library_labels
 from svbatch.timing import part
 
 Scores = NDArray[np.float32]
@@ -42,7 +42,7 @@ def closed_answers(
     answers: dict[str, list[Answer]] = {}
     for task in tasks:
         own = [next(scores).numpy() for _ in task.questions()]
-        fitted = model.calibration.get(task.definition) if task.is_library else None
+        fitted = calibration_of(task, model)
         if task.answer == "label":
             answers[task.name] = _label_answers(task, own[0], fitted, hearings, model)
         elif task.entries:
@@ -50,6 +50,14 @@ def closed_answers(
         else:
             answers[task.name] = _yes_no_answers(task, own[0], fitted)
     return answers
+
+
+def calibration_of(task: Task, model: Model) -> Calibration | None:
+    """What was fitted for the task's answers; None where nothing was, or for other labels than a job gives it."""
+    fitted = model.calibration.get(task.definition) if task.is_library else None
+    if fitted is None or task.answer != "label":
+        return fitted
+    return fitted if task.label_names == (tuple(fitted.labels) or library_labels(task.definition)) else None
 
 
 def _label_answers(

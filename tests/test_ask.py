@@ -17,6 +17,7 @@ from svbatch.speech.readout import spoken_form
 from svbatch.speech.recogniser import Transcript
 from svbatch.tasks import prompts
 from svbatch.tasks.task import Task, load_task
+from svbatch.timing import watching
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,31 @@ def test_the_voice_counts_as_much_as_was_fitted(hearings, tiny_model):
     [with_voice, without] = [log_probs(voice) for voice in (0.5, 0.0)]
     gained = [a - b for a, b in zip(with_voice, without, strict=True)]
     assert gained[1] - gained[0] == pytest.approx(0.5 * (heard[1] - heard[0]), abs=1e-3)
+
+
+def test_an_answer_among_a_jobs_own_labels_is_calibrated_only_if_these_labels_were(hearings, tiny_model):
+    names = ("book", "cancel")
+    own = task({"intent": {"labels": [{"name": name, "description": "of our own"} for name in names]}})
+
+    def is_calibrated(asked: Task, fitted: Calibration) -> bool:
+        model = replace(tiny_model, calibration={"intent": fitted})
+        return ask([asked], hearings[1:], model)["intent"][0]["calibrated"]
+
+    assert is_calibrated(task("intent"), Calibration(temperature=2.0))
+    assert not is_calibrated(own, Calibration(temperature=2.0))
+    assert is_calibrated(own, Calibration(temperature=2.0, labels=list(names)))
+    assert not is_calibrated(task("intent"), Calibration(temperature=2.0, labels=list(names)))
+
+
+def test_what_the_llm_has_read_of_the_sound_serves_its_transcript_and_every_task(hearings, tiny_model):
+    alone = replace(tiny_model, recogniser=None)
+    heard = [replace(hearing, transcript=None) for hearing in hearings]
+    with watching() as once:
+        read(heard, "audio", alone)
+    with watching() as spent:
+        answers = ask([task("asr"), task("emotion")], heard, alone)
+    assert [answer["via"] for answer in answers["asr"]] == ["llm", "llm"]
+    assert spent["prefill"].operations == once["prefill"].operations
 
 
 def test_labels_of_a_jobs_own_are_not_those_that_the_voice_was_read_for(hearings, tiny_model):

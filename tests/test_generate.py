@@ -1,6 +1,7 @@
 """Generated answers of every type, by a random model: they mean nothing, and are what their contracts say."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_a_library_task_is_answered_under_its_contract(name, corpus_dir, tiny_mo
     table = annotated.answers[name]
     assert table.num_rows + annotated.num_unanswered == 1
     own = {
-        "translation": ["target_lang", "text", "num_tokens", "avg_logprob", "finish_reason"],
+        "translation": ["target_lang", "text", "transcript", "num_tokens", "avg_logprob", "finish_reason"],
         "question": ["question", "text", "num_tokens", "avg_logprob", "finish_reason"],
         "keywords": ["keywords"],
         "slots": ["slots"],
@@ -126,8 +127,17 @@ def test_a_library_task_is_answered_under_its_contract(name, corpus_dir, tiny_mo
     assert table.schema.names[5:-3] == own
     if name == "translation":
         assert table["target_lang"].to_pylist() == ["German"]
+        assert table["transcript"].to_pylist() == [None], "the recogniser's, in the table asr"
     if name == "question":
         assert table["question"].to_pylist() == ["Who calls?"]
+
+
+def test_a_translation_has_the_transcript_that_the_llm_wrote_where_there_is_no_recogniser(corpus_dir, tiny_model):
+    tasks = [load_task(name, Path()) for name in ("asr", "translation")]
+    short = [task.model_copy(update={"max_tokens": 8}) for task in tasks]
+    annotated = answered(short, corpus_dir, replace(tiny_model, recogniser=None))
+    [said], [translated] = (annotated.answers[name].to_pylist() for name in ("asr", "translation"))
+    assert translated["transcript"] == said["text"]
 
 
 def test_the_names_of_keywords_and_slots_are_those_of_their_contracts():

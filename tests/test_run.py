@@ -160,6 +160,29 @@ def test_a_users_own_labels_are_asked_and_have_a_table_of_their_own(corpus_dir, 
     assert not row["calibrated"]  # the bundle's temperature was fitted for the library's task
 
 
+def test_a_jobs_own_words_that_the_llm_cannot_hold_are_refused_by_the_job(folder, tiny_bundle, tmp_path):
+    path = tmp_path / "job.yaml"
+    question = "word " * 2000
+    path.write_text(
+        f"corpus: {folder}\ntasks: [question: {{question: {question}}}]\noutput: out/\nbundle: {tiny_bundle.folder}\n"
+    )
+    with pytest.raises(TaskError, match=r"job\.yaml: tasks: question: .* 30 s of speech; shorten `question`"):
+        run(load_job(path), cache=tiny_bundle.cache, quiet=True)
+
+
+def test_a_keyword_that_is_neither_present_nor_absent_is_reported_as_a_question(corpus_dir, tiny_bundle, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"corpus: {corpus_dir}/short.flac\ntasks: [keyword_search: {{keywords: [rain], min_probability: 1.0}}]\n"
+        f"output: out/\nbundle: {tiny_bundle.folder}\n"
+    )
+    job = load_job(path)
+    outcome = run(job, cache=tiny_bundle.cache, quiet=True)
+    [row] = Store(job.output).read("keyword_search").to_pylist()
+    assert row["keywords"][0]["present"] is None
+    assert f"rain? ({row['keywords'][0]['probability']:.2f})" in report(job, outcome)
+
+
 @pytest.mark.parametrize("text", ["instructions: [{}]", "instructions: [Short]\nmax_tokens: 5000"])
 def test_a_question_that_the_llm_cannot_hold_is_refused_by_its_file(folder, tiny_bundle, tmp_path, text):
     """The tiny LLM holds 2048 positions."""

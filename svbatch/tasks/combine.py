@@ -60,12 +60,16 @@ def _text(answers: Sequence[Answer]) -> Answer:
     num_tokens = sum(answer["num_tokens"] for answer in answers)
     weights = [max(1, answer["num_tokens"] + (answer["finish_reason"] == "stop")) for answer in answers]
     cut = [answer["finish_reason"] for answer in answers if answer["finish_reason"] != "stop"]
-    return _of_transcripts(answers) | {
-        "text": " ".join(answer["text"] for answer in answers if answer["text"]),
-        "num_tokens": num_tokens,
-        "avg_logprob": float(np.average([answer["avg_logprob"] for answer in answers], weights=weights)),
-        "finish_reason": cut[0] if cut else "stop",
-    }
+    return (
+        _of_transcripts(answers)
+        | _of_translations(answers)
+        | {
+            "text": " ".join(answer["text"] for answer in answers if answer["text"]),
+            "num_tokens": num_tokens,
+            "avg_logprob": float(np.average([answer["avg_logprob"] for answer in answers], weights=weights)),
+            "finish_reason": cut[0] if cut else "stop",
+        }
+    )
 
 
 def _of_transcripts(answers: Sequence[Answer]) -> Answer:
@@ -79,6 +83,13 @@ def _of_transcripts(answers: Sequence[Answer]) -> Answer:
         "no_speech_probability": min((each for each in silent if each is not None), default=None),
         "via": answers[0]["via"] if len({answer["via"] for answer in answers}) == 1 else "both",
     }
+
+
+def _of_translations(answers: Sequence[Answer]) -> Answer:
+    """The column that translations have beside those of any text; none for other texts."""
+    if "transcript" not in answers[0]:
+        return {}
+    return {"transcript": " ".join(answer["transcript"] for answer in answers if answer["transcript"]) or None}
 
 
 def _union(answers: Sequence[Answer]) -> Answer:

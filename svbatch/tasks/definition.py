@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from svbatch.errors import TaskError
 from svbatch.tasks import prompts
@@ -38,7 +39,17 @@ RESERVED = ("labels", "label_descriptions", "label", "label_description")
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Bound = Annotated[float | int, Field(ge=-MAX_BOUND, le=MAX_BOUND, allow_inf_nan=False)]
+
+
+def _bound(value: object) -> float | int:
+    if not isinstance(value, float | int) or isinstance(value, bool) or math.isnan(value):
+        raise PydanticCustomError("number", "not a number")
+    if abs(value) > MAX_BOUND:
+        raise PydanticCustomError("number", f"not from -{MAX_BOUND} to {MAX_BOUND}")
+    return value
+
+
+Bound = Annotated[float | int, PlainValidator(_bound)]
 Sense = Literal["audio", "transcript"]
 Metric = Literal["word_error_rate", "bleu", "accuracy", "unweighted_average_recall", "macro_f1", "slu_f1"]
 
@@ -205,7 +216,7 @@ def _limit_problems(definition: Definition) -> Iterator[Problem]:
         yield ("limits", "whole"), f"no whole number lies between {limits.minimum} and {limits.maximum}"
     if (definition.answer == "object") != bool(definition.properties):
         yield ("properties",), "`properties` go with an answer of type object, and with no other"
-    yield from _property_problems(definition.properties, ("properties",))
+    yield from _property_problems(definition.properties, ("properties",), depth=1)
 
 
 def scope_problems(definition: Definition) -> Iterator[Problem]:
@@ -225,15 +236,15 @@ def _no_whole_number_between(limits: Limits) -> bool:
     return math.ceil(limits.minimum or 0) > math.floor(limits.maximum or 0)
 
 
-def _property_problems(properties: Mapping[str, Property], where: Location) -> Iterator[Problem]:
-    if where.count("properties") + where.count("items") > MAX_NESTING:
+def _property_problems(properties: Mapping[str, Property], where: Location, depth: int) -> Iterator[Problem]:
+    for name, prop in properties.items():
+        yield from _one_property_problems(prop, (*where, name), depth)
+
+
+def _one_property_problems(prop: Property, where: Location, depth: int) -> Iterator[Problem]:
+    if depth > MAX_NESTING:
         yield where, f"nested more than {MAX_NESTING} deep; make it flatter"
         return
-    for name, prop in properties.items():
-        yield from _one_property_problems(prop, (*where, name))
-
-
-def _one_property_problems(prop: Property, where: Location) -> Iterator[Problem]:
     if "enum" in prop.model_fields_set and not prop.enum:
         yield (*where, "enum"), "an empty list; write the choices, or leave it out"
     if prop.enum and prop.type != "string":
@@ -245,8 +256,8 @@ def _one_property_problems(prop: Property, where: Location) -> Iterator[Problem]
     if (prop.type == "object") != bool(prop.properties):
         yield (*where, "properties"), "`properties` go with type object, and with no other"
     if prop.items is not None:
-        yield from _one_property_problems(prop.items, (*where, "items"))
-    yield from _property_problems(prop.properties, (*where, "properties"))
+        yield from _one_property_problems(prop.items, (*where, "items"), depth + 1)
+    yield from _property_problems(prop.properties, (*where, "properties"), depth + 1)
 
 
 def _labels_come_from_the_job(definition: Definition) -> bool:

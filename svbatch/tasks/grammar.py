@@ -5,7 +5,7 @@
     number    12.5                            or none
     object    {"amount":12.5,"urgent":null}   JSON, null where nothing is said of a property
 
-Texts are bounded and there is no free white space, so nothing can go on for ever.
+Texts and digits are bounded and there is no free white space, so nothing can go on for ever.
 """
 
 import json
@@ -22,6 +22,7 @@ _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 MAX_ITEMS = 10
 MAX_CHARS = 60
 LARGEST = 10**15 - 1  # of a number without a bound; all whole ones up to it are exact as float64 too
+FINEST = 1e-6  # step of numbers that are not whole
 ANY_WHOLE, ANY_NUMBER = r"-?(0|[1-9][0-9]{0,14})", r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?"
 
 
@@ -54,6 +55,13 @@ def grammar_of(task: Task) -> str | None:
             return f"start: %json {json.dumps(_object_schema(task.properties) | _COMPACT)}"
         case _:
             return None
+
+
+def spelled(task: Task) -> str:
+    """What the answers of a task are spelled with, whatever is said: its labels and the marks of its grammar."""
+    marks = {"items": f"{NONE};", "pairs": f"{NONE};=", "number": f"{NONE}-.0123456789"}
+    schema = json.dumps(_object_schema(task.properties), ensure_ascii=False) if task.properties else ""
+    return " ".join([*task.scored, *task.label_names, marks.get(task.answer, ""), schema]).strip()
 
 
 def parse_items(said: Said) -> list[tuple[str, float]]:
@@ -103,7 +111,7 @@ def _number(task: Task) -> str:
         "minimum": -LARGEST if limits.minimum is None else limits.minimum,
         "maximum": LARGEST if limits.maximum is None else limits.maximum,
     }
-    kind = {"type": "integer" if limits.whole else "number"}
+    kind = {"type": "integer"} if limits.whole else {"type": "number", "multipleOf": FINEST}
     return f"%json {json.dumps(kind | bounds | _COMPACT)}"
 
 
@@ -123,8 +131,10 @@ def _schema(prop: Property) -> dict[str, Any]:
             return {"type": "array", "items": _schema(prop.items), "maxItems": MAX_ITEMS}
         case "object":
             return _object_schema(prop.properties)
-        case "integer" | "number":
-            return {"type": prop.type, "minimum": -LARGEST, "maximum": LARGEST}
+        case "integer":
+            return {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST}
+        case "number":
+            return {"type": "number", "minimum": -LARGEST, "maximum": LARGEST, "multipleOf": FINEST}
         case _:
             return {"type": prop.type}
 

@@ -16,6 +16,7 @@ Each part is encoded on its own, so its ids never depend on what stands before o
 come from here alone: the same characters in a transcript, instruction or answer are encoded as plain text.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from jinja2 import StrictUndefined, TemplateError, nodes
@@ -63,6 +64,16 @@ def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of decoded ids. Control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def can_write(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the tokens of a text spell it, but for white space and what NFKC calls the same."""
+    written = answer_text(tokenizer, _text_ids(tokenizer, text))
+    return _compared(written) == _compared(text)
+
+
+def _compared(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def end_id(tokenizer: Tokenizer) -> int:

@@ -8,6 +8,7 @@ keyword_search: {keywords: [lawyer], name: legal}     with parameters, and a tab
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ class Task(Definition):
 def library_names() -> list[str]:
     """The names of the tasks that come with svbatch."""
     return sorted(path.stem for path in LIBRARY_DIR.glob("*.yaml"))
+
+
+@cache
+def library_labels(name: str) -> tuple[str, ...]:
+    """The names of the labels that a task of the library has where a job gives it none."""
+    return bare_task(name, Path()).label_names
 
 
 def load_task(entry: object, base: Path) -> Task:

@@ -48,7 +48,7 @@ def calibrate(
     judged["speaker_count"] = asked_speaker_counts(examples, model, seed)
     for name, answers in judged.items():
         if len(answers.truths) >= MIN_ANSWERS:
-            fitted[name] = fitted_labels(answers)
+            fitted[name] = fitted_labels(answers).model_copy(update={"labels": list(answers.labels)})
     return fitted
 
 

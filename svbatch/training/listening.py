@@ -16,7 +16,7 @@ from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
 from svbatch.score import heard_labels, written_words
 from svbatch.tasks.answers import Answer
-from svbatch.tasks.task import Task, load_task
+from svbatch.tasks.task import Task, library_labels, load_task
 from svbatch.training.benchmarks import speaker_counts
 from svbatch.training.data import Example, read_waveform
 from svbatch.training.known import known_answers
@@ -88,11 +88,12 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
 class Judged:
     """Answers to one closed task at temperature 1: the probability of every label in the task's order, (N, L), and the
     places of the true ones, (N,). `voice` (N, L) are the log-probabilities that the voice alone gives, where it is
-    read."""
+    read. `labels` are empty where they are the library's."""
 
     probabilities: list[list[float]]
     truths: list[int]
     voice: list[list[float]] = field(default_factory=list)
+    labels: tuple[str, ...] = ()
 
 
 def asked_labels(name: str, heard: Sequence[Listened], model: Model) -> Judged:
@@ -116,7 +117,8 @@ def asked_speaker_counts(examples: Sequence[Example], model: Model, seed: int) -
 
 def _judged(task: Task, told: Sequence[tuple[Hearing, str]], model: Model) -> Judged:
     places = {label: place for place, label in enumerate(task.label_names)}
-    judged = Judged([], [])
+    is_own = task.label_names != library_labels(task.definition)
+    judged = Judged([], [], labels=task.label_names if is_own else ())
     for start in range(0, len(told), HEARINGS_AT_ONCE):
         some = told[start : start + HEARINGS_AT_ONCE]
         with torch.inference_mode():

@@ -1,12 +1,15 @@
+import string
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
+from transformers import T5Tokenizer
 
 from svbatch.errors import TaskError
 from svbatch.language.guide import guides
-from svbatch.tasks.grammar import grammar_of
+from svbatch.tasks.grammar import grammar_of, spelled
+from svbatch.tasks.prompts import answer_text, can_write
 from svbatch.tasks.task import Task, load_task
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,7 @@ def own(folder: Path, text: str) -> Task:
         ),
         ("answer: number", ["0", "-7", "12.50", "none"], ["", "07", "1.", "1e9", "1 ", "+1", "1234567890123456"]),
         ("answer: number\nlimits: {whole: true}", ["42", "none"], ["4.2", "42.0"]),
+        ("answer: number\nlimits: {minimum: 0}", ["0.333333", "7"], ["0.3333333", "-1", f"0.{'0' * 20}", "1e-3"]),
         (
             "answer: number\nlimits: {whole: true, minimum: 0, maximum: 12}",
             ["0", "12", "none"],
@@ -65,6 +69,11 @@ def own(folder: Path, text: str) -> Task:
             ['{"a":"tea","n":2}', '{"a":null,"n":null}'],
             ['{"a": "tea","n":2}', '{"n":2,"a":"tea"}', '{"a":"tea"}', '{"a":"","n":2}', '{"a":"tea","n":2,"b":1}'],
         ),
+        (
+            "answer: object\nproperties: {n: {type: number, description: y}}",
+            ['{"n":0.25}', '{"n":-3}'],
+            ['{"n":0.3333333}', f'{{"n":0.{"0" * 20}}}', '{"n":1e5}'],
+        ),
     ],
 )
 def test_an_answer_can_only_be_what_its_task_allows(tokenizer, tmp_path, definition, right, wrong):
@@ -72,6 +81,45 @@ def test_an_answer_can_only_be_what_its_task_allows(tokenizer, tmp_path, definit
     assert {text: accepts(tokenizer, grammar, text) for text in [*right, *wrong]} == dict.fromkeys(
         right, True
     ) | dict.fromkeys(wrong, False)
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Tokenizer:
+    """T5's kind: no bytes, spaces as marks before pieces, and characters that it has no token for."""
+    letters = [(letter, -3.0) for letter in string.ascii_letters + string.digits + ".,;=-'_"]
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), ("▁tea", -1.0), ("▁none", -1.0)]
+    return T5Tokenizer(vocab=[*words, *letters], extra_ids=0).backend_tokenizer
+
+
+@pytest.mark.parametrize("entry", ["keywords", "slots"])
+def test_an_llm_whose_spaces_are_marks_before_pieces_is_guided_too(pieces, entry):
+    right = ["none", "tea; tea time" if entry == "keywords" else "time = tea time; date = 4 May"]
+    wrong = ["none;", "tea;tea", "tea = tea = tea"]
+    grammar = grammar_of(load_task(entry, Path()))
+    found = {}
+    for text in [*right, *wrong]:
+        [guide] = guides(pieces, pieces.get_vocab_size(), 1, grammar, count=1)
+        ids = pieces.encode(text, add_special_tokens=False).ids
+        allowed = []
+        for token in [*ids, 1]:
+            allowed.append(bool(guide.allowed()[token]))
+            if not allowed[-1] or token == 1:
+                break
+            guide.follow(token)
+        found[text] = all(allowed)
+        assert answer_text(pieces, ids) == text
+    assert found == dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
+
+
+def test_an_answer_is_known_to_be_more_than_an_llm_has_tokens_for(pieces, tokenizer, tmp_path):
+    definition = "answer: label\nlabels: [{name: 苦情, description: x}, {name: 満足, description: y}]"
+    complaint = spelled(own(tmp_path, definition))
+    order = spelled(own(tmp_path, "answer: object\nproperties: {a: {type: string, description: x}}"))
+    assert not can_write(pieces, complaint)
+    assert not can_write(pieces, order)
+    assert can_write(pieces, spelled(load_task("slots", Path())))
+    for text in (complaint, order, spelled(load_task("intent", Path()))):
+        assert can_write(tokenizer, text)
 
 
 def test_no_control_token_is_allowed_inside_an_answer(tokenizer):

@@ -17,6 +17,7 @@ TABLES = [
     "asr",
     "keyword_search",
     "keywords",
+    "translation",
     "slots",
     "speech_activity",
     "recordings",

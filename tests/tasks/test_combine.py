@@ -94,6 +94,14 @@ def test_texts_are_joined_and_say_where_one_was_cut(tmp_path):
     assert math.isclose(found["avg_logprob"], -7.1 / 5)
 
 
+@pytest.mark.parametrize(("transcripts", "joined"), [(["so it", "", "goes"], "so it goes"), ([None] * 3, None)])
+def test_translations_are_joined_with_what_was_translated(transcripts, joined):
+    said = {"text": "so", "num_tokens": 1, "avg_logprob": -1.0, "finish_reason": "stop"}
+    parts = [said | {"transcript": transcript} for transcript in transcripts]
+    found = combined(load_task("translation", Path()), parts, [1.0] * 3)
+    assert (found["text"], found["transcript"]) == ("so so so", joined)
+
+
 def test_transcripts_are_one_text_with_all_words(tmp_path):
     def part(text: str, start: float, silent: float | None, finish_reason: str = "stop") -> dict[str, object]:
         words = [{"word": word, "start": start + i, "end": start + i + 0.5} for i, word in enumerate(text.split())]

@@ -153,7 +153,10 @@ def test_an_object_nested_too_deeply_is_refused(tmp_path):
     deep = "{type: string, description: x}"
     for _ in range(9):
         deep = f"{{type: object, description: x, properties: {{a: {deep}}}}}"
-    assert "nested more than 4 deep" in refusal(tmp_path, OBJECT + f"  deep: {deep}")
+    assert refusal(tmp_path, OBJECT + f"  deep: {deep}").count("nested more than 4 deep") == 1
+    lines = "{type: array, description: x, items: {type: string, description: y}}"
+    listed = f"{{type: array, description: x, items: {{type: object, description: y, properties: {{items: {lines}}}}}}}"
+    assert load(tmp_path, OBJECT + f"  listed: {listed}").properties["listed"].items is not None
 
 
 def test_numbers_are_bounded_so_that_every_one_fits_its_column(tmp_path):
