@@ -54,21 +54,22 @@ class _Pieces:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _pieces(tokenizer: Tokenizer, mark: str, end_id: int) -> _Pieces:
-    """Its `tokenizer` takes a text as the middle of another: nothing is put before it, and no space is dropped."""
-    words = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
+def _pieces(tokenizer: Tokenizer, mark: str, vocab_size: int, end_id: int) -> _Pieces:
+    """Its `tokenizer` takes a text as the middle of another: nothing is put before it, and no space is dropped. Ids
+    that the LLM has above the tokenizer's own, as T5 has 28, are never said."""
+    spare = range(tokenizer.get_vocab_size(), vocab_size)
+    words = [tokenizer.id_to_token(token) or f"<{token}>" for token in range(vocab_size)]
     controls = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
     inside = Tokenizer(tokenizer.model)
     inside.pre_tokenizer = pre_tokenizers.Metaspace(replacement=mark, prepend_scheme="never")
-    return _Pieces(inside, end_id, [word.replace(mark, " ").encode() for word in words], controls)
+    return _Pieces(inside, end_id, [word.replace(mark, " ").encode() for word in words], [*controls, *spare])
 
 
 @lru_cache(maxsize=4)
 def guide_tokenizer(tokenizer: Tokenizer, vocab_size: int, end_id: int) -> LLTokenizer:
     """The tokenizer as llguidance wants it, made once: it takes a fifth of a second. `end_id` ends an answer."""
     if isinstance(tokenizer.decoder, decoders.Metaspace):
-        pieces = TokenizerWrapper(_pieces(tokenizer, tokenizer.decoder.replacement, end_id))
-        return LLTokenizer(pieces, n_vocab=vocab_size, eos_token=end_id)
+        return LLTokenizer(TokenizerWrapper(_pieces(tokenizer, tokenizer.decoder.replacement, vocab_size, end_id)))
     return LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=end_id)
 
 

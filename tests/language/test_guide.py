@@ -98,7 +98,8 @@ def test_an_llm_whose_spaces_are_marks_before_pieces_is_guided_too(pieces, entry
     grammar = grammar_of(load_task(entry, Path()))
     found = {}
     for text in [*right, *wrong]:
-        [guide] = guides(pieces, pieces.get_vocab_size(), 1, grammar, count=1)
+        [guide] = guides(pieces, pieces.get_vocab_size() + 28, 1, grammar, count=1)
+        assert guide.allowed().nonzero().max() < pieces.get_vocab_size() < len(guide.allowed())
         ids = pieces.encode(text, add_special_tokens=False).ids
         allowed = []
         for token in [*ids, 1]:
