@@ -14,6 +14,13 @@ from svbatch.language.llm import LanguageModel
 from svbatch.timing import Spent, count, part, watching
 
 
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch):
+    """The speed of matrix products is measured before and after every run: of small ones it is as true a number, and
+    the large ones took most of these tests' time."""
+    monkeypatch.setattr("svbatch.bench.MATRIX", 256)
+
+
 @pytest.fixture
 def job(corpus_dir, tiny_bundle, tmp_path) -> Job:
     path = tmp_path / "job.yaml"
