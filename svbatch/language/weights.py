@@ -122,18 +122,23 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+def fill_adapter(model: PeftModel, folder: Path) -> None:
+    """Gives the model's LoRA layers what `write_adapter` wrote. Raises BundleError where it does not fit."""
+    weights = {name: weight.float() for name, weight in load_file(folder / ADAPTER_WEIGHTS).items()}
+    expected = {name: weight.shape for name, weight in get_peft_model_state_dict(model).items()}
+    if strangers := sorted(expected.items() ^ {name: weight.shape for name, weight in weights.items()}.items()):
+        raise BundleError(
+            f"{folder / ADAPTER_WEIGHTS}: {len(strangers)} tensors are missing or fit nothing in "
+            f"the LLM (first: {strangers[0][0]}); take the adapter that was trained with this LLM"
+        )
+    set_peft_model_state_dict(model, weights)
+
+
 def _merged(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
     """The model with the folder's adapter added to its weights."""
     config = LoraConfig(**json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8")))
     with_adapter: Any = add_adapter(model, config)
-    weights = {name: weight.float() for name, weight in load_file(adapter_dir / ADAPTER_WEIGHTS).items()}
-    expected = get_peft_model_state_dict(with_adapter).keys()
-    if strangers := sorted(weights.keys() ^ expected):
-        raise BundleError(
-            f"{adapter_dir / ADAPTER_WEIGHTS}: {len(strangers)} tensors are missing or fit nothing in "
-            f"the LLM (first: {strangers[0]}); take the adapter that was trained with this LLM"
-        )
-    set_peft_model_state_dict(with_adapter, weights)
+    fill_adapter(with_adapter, adapter_dir)
     merged: PreTrainedModel = with_adapter.merge_and_unload()
     return merged
 

@@ -25,6 +25,7 @@ MIXED = ("speaker_count",)
 COMPOSED = ("asr", "keyword_search", "speech_activity", *MIXED)
 """Tasks whose questions are made of texts, silence and voices; those of the others come from labels."""
 
+FEWER_LABELS_SHARE = 0.3
 QUIET_SHARE = 0.1  # of hearings without speech, where speech_activity is asked
 Name = TypeVar("Name", bound=str)
 
@@ -169,7 +170,7 @@ class Questioner:
     ) -> Iterator[Pair]:
         """One question of a task, if its answer is known of the clip, and the mode is one that a run asks it in."""
         if name == "asr" and said:
-            yield Pair(_wording(_LOADED[name], random), said, is_closed=False)
+            yield Pair(_wording(_LOADED[name], said, random), said, is_closed=False)
         elif name == "keyword_search" and said:
             word, is_said = self._keyword(said, random)
             yield Pair(_keyword_wording(word, random), "yes" if is_said else "no", is_closed=True)
@@ -178,28 +179,27 @@ class Questioner:
         elif known := self._known.get(name, {}).get(clip.example):
             one = known[int(random.integers(len(known)))]
             if mode == "audio" or mode_of(one.task) != "audio":
-                yield Pair(_wording(one.task, random), one.answer, one.task.is_closed)
+                yield Pair(_wording(one.task, one.answer, random), one.answer, one.task.is_closed)
 
     def _counted(self, quantile: float, random: np.random.Generator) -> Question:
         """One speaker, mostly in two clips, one after the other; or two of one source if it can be, that are composed:
         one after the other, or both at once."""
         clip = self._near(self._solo, quantile, random)
         own = self._examples[clip.example]
-        instruction = _wording(_LOADED["speaker_count"], random)
         said = self._said.get(clip.example)
         if self._listener is None:
-            return Question(clip, "audio", None, (Pair(instruction, "one", True),), said)
+            return Question(clip, "audio", None, (_count("one", random),), said)
         is_one = bool(random.random() < 0.5)
         same = [c for c in self._solo if self._examples[c.example].source == own.source]
         fits = [c for c in same if (self._examples[c.example].speaker == own.speaker) == is_one and c is not clip]
         if is_one and (not fits or random.random() < 0.3):
-            return Question(clip, "audio", None, (Pair(instruction, "one", True),), said)
+            return Question(clip, "audio", None, (_count("one", random),), said)
         fits = fits or [c for c in self._solo if self._examples[c.example].speaker != own.speaker]
         other = fits[int(random.integers(len(fits)))]
         layout: Layout = "joined" if is_one or random.random() < 0.5 else "mixed"
         length = clip.length + other.length if layout == "joined" else max(clip.length, other.length)
         both = LiveClip(clip.example, length, self._listener, (other.example, layout))
-        return Question(both, "audio", None, (Pair(instruction, "one" if is_one else "two", True),), None)
+        return Question(both, "audio", None, (_count("one" if is_one else "two", random),), None)
 
     def _keyword(self, said: str, random: np.random.Generator) -> tuple[str, bool]:
         """A word and whether it is said: half are; of the others half look like one that is."""
@@ -228,7 +228,11 @@ class Questioner:
 
 
 def _activity(label: str, random: np.random.Generator) -> Pair:
-    return Pair(_wording(_LOADED["speech_activity"], random), label, is_closed=True)
+    return Pair(_wording(_LOADED["speech_activity"], label, random), label, is_closed=True)
+
+
+def _count(label: str, random: np.random.Generator) -> Pair:
+    return Pair(_wording(_LOADED["speaker_count"], label, random), label, is_closed=True)
 
 
 def lookalikes(word: str, vocabulary: Sequence[str]) -> list[str]:
@@ -249,8 +253,22 @@ def _keyword_wording(word: str, random: np.random.Generator) -> str:
     return render(task.instructions[random.integers(len(task.instructions))], {"keyword": word})
 
 
-def _wording(task: Task, random: np.random.Generator) -> str:
-    return task.questions(task.instructions[random.integers(len(task.instructions))])[0]
+def _wording(task: Task, answer: str, random: np.random.Generator) -> str:
+    asked = _reordered(task, answer, random)
+    return asked.questions(asked.instructions[random.integers(len(asked.instructions))])[0]
+
+
+def _reordered(task: Task, answer: str, random: np.random.Generator) -> Task:
+    """The task with its labels in another order, so that none is learnt by its place; where one of them is the answer,
+    often with fewer, so that what is listed is read. Names that a wording spells out stay where they are."""
+    if not task.labels:
+        return task
+    labels = [task.labels[i] for i in random.permutation(len(task.labels))]
+    if task.answer == "label" and random.random() < FEWER_LABELS_SHARE:
+        num_others = int(random.integers(1, len(labels)))
+        others = [label for label in labels if label.name != answer][:num_others]
+        labels = [label for label in labels if label.name == answer or label in others]
+    return task.model_copy(update={"labels": tuple(labels)})
 
 
 def _choice(weights: Mapping[Name, float], random: np.random.Generator) -> Name:

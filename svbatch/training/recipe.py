@@ -135,11 +135,13 @@ def _kind_of(value: Any) -> str:
 
 
 class Recipe(_Part):
-    """`parts` names a bundle whose frozen parts are used; or `encoder` and `llm` name them one by one. `calibration`:
-    manifests that nothing is learnt from, for calibrating what is told by words."""
+    """`parts` names a bundle whose frozen parts are used; or `encoder` and `llm` name them one by one. `continues`:
+    what learns begins as that bundle's own. `calibration`: manifests that nothing is learnt from, for calibrating what
+    is told by words."""
 
     name: str
     parts: str | None = None
+    continues: bool = False
     encoder: EncoderChoice | None = None
     llm: LanguageModelChoice | None = None
     seed: int
@@ -179,6 +181,8 @@ class Recipe(_Part):
     def _fits_together(self) -> Self:
         if (self.parts is None) == (self.encoder is None) or (self.encoder is None) != (self.llm is None):
             raise ValueError("name the frozen parts by `parts`, a bundle, or by `encoder` and `llm`")
+        if self.continues and self.parts is None:
+            raise ValueError("`continues` goes on from the bundle that `parts` names; name one")
         if self.has_readout != (self.readout_tokens > 0):
             raise ValueError("`readout_tokens` goes with our projector, which has a read-out; the paper's has none")
         if not self.has_readout and any(
@@ -191,7 +195,7 @@ class Recipe(_Part):
             raise ValueError("a tone stage wants `projector.tone`: the tasks whose labels are read from the voice")
         if self.voice_layer and not reads_tone:
             raise ValueError("`projector.voice_layer` is for `projector.tone`, which is not there; leave it out")
-        if reads_tone and not any(isinstance(stage, ToneStage) for stage in self.stages):
+        if reads_tone and not self.continues and not any(isinstance(stage, ToneStage) for stage in self.stages):
             raise ValueError("`projector.tone` is learnt by a tone stage alone; add one (`hearings_per_batch`)")
         if twice := [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]:
             raise ValueError(f"two stages are called {twice[0]}; each has its own checkpoint, so name them apart")

@@ -21,6 +21,7 @@ from svbatch.speech.readout import Readout, spoken_form
 from svbatch.speech.tone import word_embedding
 from svbatch.training.align import Aligner, scored_tokens
 from svbatch.training.checkpoints import Validation, optimise
+from svbatch.training.continued import take_up
 from svbatch.training.data import Example, held_out, read_manifests
 from svbatch.training.frames import Heard, Listener, cached_frames
 from svbatch.training.questions import Question, Questioner
@@ -121,7 +122,7 @@ def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
 
 
 def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Trained:
-    """Untrained parts of the recipe's shapes, seeded."""
+    """Parts of the recipe's shapes as training begins with them: the bundle's own if it continues, else seeded."""
     torch.manual_seed(recipe.seed)
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
     llm = load_base_model(llm_folder(bundle, dtype), dtype)
@@ -140,14 +141,16 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
     )
     if recipe.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    token_ids = take_up(bundle, projector, adapted) if recipe.continues else None
     if not isinstance(projector, Projector):
         return Trained(projector, None, adapted, tokenizer)
     if projector.tone is not None and isinstance(recipe.projector, ProjectorShape):
         names = [name for labels in tone_labels(recipe.projector.tone).values() for name in labels]
         ids = [tokenizer.encode(f" {name.replace('_', ' ')}", add_special_tokens=False).ids for name in names]
         projector.tone.words.copy_(torch.stack([word_embedding(each, embeddings) for each in ids]))
-    texts = [spoken_form(e.text) for e in examples if e.text and e.lang == "en"]
-    token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
+    if token_ids is None:
+        texts = [spoken_form(e.text) for e in examples if e.text and e.lang == "en"]
+        token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
     readout = Readout(token_ids, embeddings[token_ids].float(), projector.log_scale)
     return Trained(projector, readout, adapted, tokenizer)
 

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,21 @@ def test_a_cascades_questions_are_all_asked_of_transcripts(labelled):
         assert question.transcript == "hello"
     with pytest.raises(TrainingError, match="emotion cannot be told from a transcript; leave out, or give other modes"):
         Questioner(labelled, clips, transcripts, stage(modes={"text": 1.0}, questions={"emotion": 1.0}))
+
+
+def test_labels_are_listed_in_any_order_and_often_fewer_but_always_with_the_answer(labelled):
+    orders = set()
+    for question in asked_of(labelled, 40, questions={"emotion": 1.0}):
+        for pair in question.pairs:
+            if named := [name for name in ("neutral", "happy", "sad", "angry") if f"{name}: " in pair.instruction]:
+                assert pair.answer in named
+                orders.add(tuple(sorted(named, key=pair.instruction.index)))
+    assert {len(order) for order in orders} == {2, 3, 4}
+    assert len({order for order in orders if len(order) == 4}) > 3
+
+
+def test_all_slots_are_asked_in_any_order(labelled):
+    examples = [replace(each, labels={"slots": {"dish": "soup", "size": None}}) for each in labelled]
+    asked = [pair.instruction for q in asked_of(examples, questions={"slots": 1.0}) for pair in q.pairs]
+    assert all("dish" in one and "size" in one for one in asked)
+    assert {one.index("dish") < one.index("size") for one in asked} == {True, False}
