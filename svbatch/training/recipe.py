@@ -136,12 +136,12 @@ def _kind_of(value: Any) -> str:
 
 class Recipe(_Part):
     """`parts` names a bundle whose frozen parts are used; or `encoder` and `llm` name them one by one. `continues`:
-    what learns begins as that bundle's own. `calibration`: manifests that nothing is learnt from, for calibrating what
-    is told by words."""
+    what begins as that bundle's own. `calibration`: manifests that nothing is learnt from, for calibrating what is told
+    by words."""
 
     name: str
     parts: str | None = None
-    continues: bool = False
+    continues: list[Literal["projector", "adapter"]] = []
     encoder: EncoderChoice | None = None
     llm: LanguageModelChoice | None = None
     seed: int
@@ -195,7 +195,8 @@ class Recipe(_Part):
             raise ValueError("a tone stage wants `projector.tone`: the tasks whose labels are read from the voice")
         if self.voice_layer and not reads_tone:
             raise ValueError("`projector.voice_layer` is for `projector.tone`, which is not there; leave it out")
-        if reads_tone and not self.continues and not any(isinstance(stage, ToneStage) for stage in self.stages):
+        learns_tone = "projector" in self.continues or any(isinstance(stage, ToneStage) for stage in self.stages)
+        if reads_tone and not learns_tone:
             raise ValueError("`projector.tone` is learnt by a tone stage alone; add one (`hearings_per_batch`)")
         if twice := [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]:
             raise ValueError(f"two stages are called {twice[0]}; each has its own checkpoint, so name them apart")

@@ -122,7 +122,7 @@ def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
 
 
 def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Trained:
-    """Parts of the recipe's shapes as training begins with them: the bundle's own if it continues, else seeded."""
+    """Parts of the recipe's shapes as training begins with them: what continues is the bundle's, the rest seeded."""
     torch.manual_seed(recipe.seed)
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
     llm = load_base_model(llm_folder(bundle, dtype), dtype)
@@ -141,7 +141,7 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
     )
     if recipe.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    token_ids = take_up(bundle, projector, adapted) if recipe.continues else None
+    token_ids = take_up(recipe.continues, bundle, projector, adapted)
     if not isinstance(projector, Projector):
         return Trained(projector, None, adapted, tokenizer)
     if projector.tone is not None and isinstance(recipe.projector, ProjectorShape):
