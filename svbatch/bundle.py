@@ -104,12 +104,14 @@ class AdapterPart(_Part):
 
 
 class Calibration(_Part):
-    """How a closed task's scores become probabilities: score / temperature; where words are spotted, the log-odds of
-    yes also gain bias + spotting * the read-out's evidence + written * the transcript's; where the projector reads a
-    task's labels from the voice, a label's score also gains voice * its log-probability there. labels: those that it
-    was fitted on, where they are not the library's."""
+    """How a closed task's scores become probabilities: score / temperature. Of a label's score is taken off before
+    habit * what the LLM gives that label when it has heard nothing. Where words are spotted, the log-odds of yes also
+    gain bias + spotting * the read-out's evidence + written * the transcript's; where the projector reads a task's
+    labels from the voice, a label's score also gains voice * its log-probability there. labels: those that it was
+    fitted on, where they are not the library's."""
 
     temperature: PositiveFloat
+    habit: float = 0.0
     spotting: float = 0.0
     written: float = 0.0
     bias: float = 0.0

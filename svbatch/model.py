@@ -6,7 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -31,7 +33,7 @@ RULE = 1  # of how weights are laid down in the cache; another rule, another fol
 class Model:
     """What annotate needs of a bundle. `voice_activity`, `recogniser` and `readout` are None where the bundle has none.
     `frame_samples`: samples of sound in one frame of the encoder. `voiced`: labels that are read from the voice, by
-    task, in their order in `Hearing.voice`."""
+    task, in their order in `Hearing.voice`. `habits`: what svbatch.habit has asked already."""
 
     encoder: OnnxSession
     voice_activity: OnnxSession | None
@@ -43,6 +45,7 @@ class Model:
     calibration: dict[str, Calibration]
     frame_samples: int = FRAME_SAMPLES
     voiced: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    habits: dict[tuple[str, tuple[str, ...], bool], NDArray[np.float32]] = field(default_factory=dict)
 
 
 def load_model(bundle: Bundle, device: Device, precision: Precision) -> Model:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from svbatch.bundle import Calibration
 from svbatch.contract import contract_of
+from svbatch.habit import UNFITTED, habit
 from svbatch.hear import Hearing, spotted_words, timed_words
 from svbatch.language.llm import Prefix
 from svbatch.language.scoring import score_many
@@ -63,12 +64,14 @@ def calibration_of(task: Task, model: Model) -> Calibration | None:
 def _label_answers(
     task: Task, scores: Scores, fitted: Calibration | None, hearings: Sequence[Hearing], model: Model
 ) -> list[Answer]:
-    heard = heard_labels(task, hearings, model) if fitted and fitted.voice else None
+    used = fitted or UNFITTED
+    heard = heard_labels(task, hearings, model) if used.voice else None
     return label_answers(
-        scores,
+        scores - used.habit * habit(task, model) if used.habit else scores,
         task.scored,
-        evidence=0.0 if fitted is None or heard is None else fitted.voice * heard,
-        temperature=fitted.temperature if fitted else None,
+        evidence=0.0 if heard is None else used.voice * heard,
+        temperature=used.temperature,
+        is_calibrated=fitted is not None,
         min_probability=task.min_probability,
     )
 
@@ -89,7 +92,8 @@ def _yes_no_answers(
     return yes_no_answers(
         scores,
         evidence=evidence,
-        temperature=fitted.temperature if fitted else None,
+        temperature=fitted.temperature if fitted else 1.0,
+        is_calibrated=fitted is not None,
         min_probability=task.min_probability,
     )
 

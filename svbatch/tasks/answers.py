@@ -2,7 +2,7 @@
 
 A score is the sum of the log-probabilities of a label's tokens and of the end of the turn. Probabilities are
 the softmax of score / temperature over the task's labels, so they sum to 1; a temperature that was fitted on
-held-out data makes them calibrated, without one it is 1.
+held-out data makes them calibrated.
 """
 
 from collections.abc import Sequence
@@ -34,16 +34,17 @@ def label_answers(
     labels: Sequence[str],
     *,
     evidence: ArrayLike = 0.0,
-    temperature: float | None = None,
+    temperature: float = 1.0,
+    is_calibrated: bool = False,
     min_probability: float | None = None,
 ) -> list[dict[str, Any]]:
     """Scores (B, N) of N labels -> B answers {label, probability, probabilities, reason, calibrated}.
 
     `evidence` (B, N) is what speaks for each label beside score / temperature.
     `probability` is that of the most probable label, the first of equals. Below `min_probability` the label
-    is None with reason low_confidence; the numbers stay. `temperature` is None where none was fitted."""
+    is None with reason low_confidence; the numbers stay. `is_calibrated`: whether they were fitted for these labels."""
     answers = []
-    scaled = np.asarray(scores, dtype=np.float64) / (1.0 if temperature is None else temperature)
+    scaled = np.asarray(scores, dtype=np.float64) / temperature
     for row in probabilities(scaled + np.asarray(evidence, dtype=np.float64)):
         best = int(row.argmax())
         reason = _reason(row[best], min_probability)
@@ -55,7 +56,7 @@ def label_answers(
                     {"label": label, "probability": float(p)} for label, p in zip(labels, row, strict=True)
                 ],
                 "reason": reason,
-                "calibrated": temperature is not None,
+                "calibrated": is_calibrated,
             }
         )
     return answers
@@ -65,7 +66,8 @@ def yes_no_answers(
     scores: ArrayLike,
     *,
     evidence: ArrayLike = 0.0,
-    temperature: float | None = None,
+    temperature: float = 1.0,
+    is_calibrated: bool = False,
     min_probability: float | None = None,
 ) -> list[dict[str, Any]]:
     """Scores (B, 2) of yes and no, in this order -> B answers {answer, probability, reason, calibrated}.
@@ -75,7 +77,7 @@ def yes_no_answers(
     `probability` is that of yes, and `answer` is whether it is at least 0.5. Where the more probable of the
     two is below `min_probability`, `answer` is None with reason low_confidence."""
     answers = []
-    scaled = np.array(scores, dtype=np.float64) / (1.0 if temperature is None else temperature)
+    scaled = np.array(scores, dtype=np.float64) / temperature
     scaled[:, 0] += np.asarray(evidence, dtype=np.float64)
     for row in probabilities(scaled):
         yes, no = (float(p) for p in row)
@@ -85,7 +87,7 @@ def yes_no_answers(
                 "answer": None if reason else yes >= no,
                 "probability": yes,
                 "reason": reason,
-                "calibrated": temperature is not None,
+                "calibrated": is_calibrated,
             }
         )
     return answers

@@ -53,25 +53,30 @@ def calibrate(
 
 
 def fitted_labels(judged: Judged) -> Calibration:
-    """A temperature; where the voice is read too, the weight of its log-probabilities with it, by multinomial logistic
-    regression in which each truth counts as in `fitted_temperature`. Neither weight is negative."""
-    if not judged.voice:
-        return Calibration(temperature=fitted_temperature(judged.probabilities, judged.truths))
+    """A temperature and the share of the LLM's habit that is taken off, 0 to 1; where the voice is read too, the weight
+    of its log-probabilities with them, by multinomial logistic regression in which each truth counts as in
+    `fitted_temperature`. No weight is negative."""
     scores = torch.tensor(judged.probabilities, dtype=torch.float64).clamp(min=LEAST_PROBABILITY).log()
-    voice = torch.tensor(judged.voice, dtype=torch.float64)
+    voice = torch.tensor(judged.voice, dtype=torch.float64) if judged.voice else torch.zeros_like(scores)
+    habit = torch.tensor(judged.habit or [0.0], dtype=torch.float64)
     num_answers, num_labels = scores.shape
     doubt = 1 / (num_answers + 2)
     targets = torch.full(scores.shape, doubt / (num_labels - 1), dtype=torch.float64)
     targets[torch.arange(num_answers), judged.truths] = 1 - doubt
     shares = torch.from_numpy(_shares(judged.truths))
 
-    def loss(logs: Tensor) -> Tensor:
-        of_llm, of_voice = logs.clamp(-4.0, 4.0).exp()
-        losses = torch.nn.functional.cross_entropy(scores * of_llm + voice * of_voice, targets, reduction="none")
-        return losses @ shares
+    def loss(weights: Tensor) -> Tensor:
+        of_llm, of_voice = weights[:2].clamp(-3.0, 3.0).exp()
+        logits = (scores - weights[2].clamp(0.0, 1.0) * habit) * of_llm + voice * of_voice
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none") @ shares
 
-    of_llm, of_voice = _minimised(loss, [0.0, -1.0]).clamp(-4.0, 4.0).exp().tolist()
-    return Calibration(temperature=round(1 / of_llm, 4), voice=round(of_voice, 4))
+    fitted = _minimised(loss, [0.0, -1.0, 0.5])
+    of_llm, of_voice = fitted[:2].clamp(-3.0, 3.0).exp().tolist()
+    return Calibration(
+        temperature=round(1 / of_llm, 4),
+        habit=round(float(fitted[2].clamp(0.0, 1.0)), 4),
+        voice=round(of_voice, 4) if judged.voice else 0.0,
+    )
 
 
 def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:

@@ -27,7 +27,7 @@ def load_cascade(bundle: Bundle, other: str | None, model: Model, precision: Pre
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     if other is None:
         llm = load_language_model(llm_folder(bundle, dtype), dtype)
-        return replace(model, llm=llm, calibration={}), "the same LLM without an adapter"
+        return replace(model, llm=llm, calibration={}, habits={}), "the same LLM without an adapter"
     theirs = find_bundle(other, cache=bundle.cache_option)
     ours, whose = (b.manifest.fetched[b.manifest.llm.weights].sha256 for b in (bundle, theirs))
     if ours != whose or theirs.manifest.adapter is None:
@@ -38,7 +38,7 @@ def load_cascade(bundle: Bundle, other: str | None, model: Model, precision: Pre
     fetch(theirs)
     folder = theirs.path(theirs.manifest.adapter.weights).parent
     llm = load_language_model(llm_folder(bundle, dtype), dtype, adapter_dir=folder)
-    return replace(model, llm=llm, calibration={}), f"the same LLM with the adapter of bundle {other}"
+    return replace(model, llm=llm, calibration={}, habits={}), f"the same LLM with the adapter of bundle {other}"
 
 
 def cascade_answers(batch: Batch, model: Model) -> Iterator[Answered]:

@@ -1,7 +1,7 @@
 """Held-out recordings heard as a run hears them, and asked what calibration wants to know."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from svbatch.annotate import detector_of
 from svbatch.ask import ask
+from svbatch.bundle import Calibration
 from svbatch.corpus.segment import speech_segments, windows
 from svbatch.generate import Unanswered
+from svbatch.habit import habit
 from svbatch.hear import Hearing, Span, hear, spotted_words
 from svbatch.model import Model
 from svbatch.score import heard_labels, written_words
@@ -88,11 +90,12 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
 class Judged:
     """Answers to one closed task at temperature 1: the probability of every label in the task's order, (N, L), and the
     places of the true ones, (N,). `voice` (N, L) are the log-probabilities that the voice alone gives, where it is
-    read. `labels` are empty where they are the library's."""
+    read; `habit` (L,) those where nothing was heard. `labels` are empty where they are the library's."""
 
     probabilities: list[list[float]]
     truths: list[int]
     voice: list[list[float]] = field(default_factory=list)
+    habit: list[float] = field(default_factory=list)
     labels: tuple[str, ...] = ()
 
 
@@ -118,11 +121,11 @@ def asked_speaker_counts(examples: Sequence[Example], model: Model, seed: int) -
 def _judged(task: Task, told: Sequence[tuple[Hearing, str]], model: Model) -> Judged:
     places = {label: place for place, label in enumerate(task.label_names)}
     is_own = task.label_names != library_labels(task.definition)
-    judged = Judged([], [], labels=task.label_names if is_own else ())
+    judged = Judged([], [], habit=habit(task, model).tolist(), labels=task.label_names if is_own else ())
     for start in range(0, len(told), HEARINGS_AT_ONCE):
         some = told[start : start + HEARINGS_AT_ONCE]
         with torch.inference_mode():
-            answers = ask([task], [hearing for hearing, _ in some], model)[task.name]
+            answers = ask([task], [hearing for hearing, _ in some], _uncalibrated(task, model))[task.name]
         heard = heard_labels(task, [hearing for hearing, _ in some], model)
         for row, (answer, (_, truth)) in enumerate(zip(answers, some, strict=True)):
             if not isinstance(answer, Unanswered):
@@ -155,6 +158,12 @@ def _speech(answer: Answer) -> float:
 
 
 def _closed(task: Task, hearings: Sequence[Hearing], model: Model) -> list[Answer]:
-    """As a run has them."""
-    answers = ask([task], hearings, model)[task.name]
+    """As a run has them, but uncalibrated."""
+    answers = ask([task], hearings, _uncalibrated(task, model))[task.name]
     return [answer for answer in answers if not isinstance(answer, Unanswered)]
+
+
+def _uncalibrated(task: Task, model: Model) -> Model:
+    """The model, whose probabilities are those of the LLM's scores alone."""
+    as_scored = Calibration(temperature=1.0, labels=list(task.label_names) if task.answer == "label" else [])
+    return replace(model, calibration={task.definition: as_scored})

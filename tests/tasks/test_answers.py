@@ -60,8 +60,8 @@ def test_a_weak_answer_is_null_with_a_reason_never_a_wrong_label():
     assert (strong["label"], strong["reason"]) == ("a", None)
 
 
-def test_a_fitted_temperature_makes_an_answer_calibrated():
-    answer = label_answers(np.log([[0.9, 0.1]]), ["a", "b"], temperature=2.0)[0]
+def test_what_was_fitted_makes_an_answer_calibrated():
+    answer = label_answers(np.log([[0.9, 0.1]]), ["a", "b"], temperature=2.0, is_calibrated=True)[0]
     assert answer["calibrated"] is True
     assert answer["probability"] == pytest.approx(0.75)
 
@@ -73,7 +73,7 @@ def test_yes_no_gives_the_probability_of_yes():
 
 
 def test_evidence_is_added_to_the_log_odds_of_yes_after_the_temperature():
-    [answer] = yes_no_answers(np.log([[0.9, 0.1]]), evidence=[-1.0], temperature=2.0)
+    [answer] = yes_no_answers(np.log([[0.9, 0.1]]), evidence=[-1.0], temperature=2.0, is_calibrated=True)
     assert answer["probability"] == pytest.approx(1 / (1 + np.exp(1.0) / 3))
     assert answer["calibrated"]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,11 +74,22 @@ def test_an_llm_that_does_not_listen_leaves_the_answer_to_the_voice():
     assert found.voice * found.temperature > 5.0  # so many times as much as the LLM
 
 
-def test_labels_that_no_voice_tells_have_a_temperature_alone():
+def test_the_share_of_the_habit_that_was_in_the_scores_is_found():
+    random = np.random.default_rng(2)
+    knows, habit = random.normal(0, 2, (6000, 3)), np.array([-0.2, -2.0, -4.0])
+    shares = np.exp(knows) / np.exp(knows).sum(axis=1, keepdims=True)
+    truths = np.array([random.choice(3, p=share) for share in shares])
+    found = fitted_labels(replace(judged(1.5 * knows + 0.7 * habit, knows, truths), voice=[], habit=habit.tolist()))
+    assert found.habit == pytest.approx(0.7, abs=0.1)
+    assert found.temperature == pytest.approx(1.5, rel=0.1)
+    assert found.voice == 0.0
+
+
+def test_labels_without_a_habit_have_a_temperature_alone():
     answers = Judged([[0.7, 0.2, 0.1]] * 30, [0] * 21 + [1] * 6 + [2] * 3)
     found = fitted_labels(answers)
     assert found.voice == 0.0
-    assert found.temperature == fitted_temperature(answers.probabilities, answers.truths)
+    assert found.temperature == pytest.approx(fitted_temperature(answers.probabilities, answers.truths), rel=0.03)
 
 
 def test_a_label_counts_the_same_however_often_it_occurs():
