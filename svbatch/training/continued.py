@@ -30,8 +30,9 @@ def take_up(
     weights = load_file(bundle.path(manifest.projector.weights))
     token_ids = weights.pop("token_ids", None)
     own = projector.state_dict()
-    odd = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
-    if odd := sorted(odd | (own.keys() ^ weights.keys())):
+    odd = sorted(own.keys() ^ weights.keys())
+    odd += [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if odd:
         raise TrainingError(
             f"continues: {len(odd)} tensors of the recipe's projector are not as in {bundle.ref} (first: {odd[0]}); "
             "write `projector` as the recipe in its bundle.json has it"
