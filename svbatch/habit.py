@@ -16,7 +16,7 @@ from svbatch.model import Model
 from svbatch.tasks import prompts
 from svbatch.tasks.task import Task
 
-UNFITTED = Calibration(temperature=3.0, habit=0.5)
+UNFITTED = Calibration(temperature=2.0, habit=0.25)
 """For labels that nothing was fitted for. Chosen on tasks that the LLM of `mini` was never taught (docs/tries.md)."""
 
 Scores = NDArray[np.float32]

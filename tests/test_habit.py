@@ -56,11 +56,11 @@ def test_the_habit_is_what_a_hearing_of_nothing_scores(task, hearings, tiny_mode
     assert habit(task, tiny_model) == pytest.approx(scores(task, [nothing(hearings)], tiny_model)[0], abs=1e-4)
 
 
-def test_labels_that_nothing_was_fitted_for_lose_half_of_their_habit_and_are_told_less_surely(
+def test_labels_that_nothing_was_fitted_for_lose_a_quarter_of_their_habit_and_are_told_less_surely(
     task, hearings, tiny_model
 ):
-    expected = (scores(task, hearings, tiny_model) - 0.5 * habit(task, tiny_model)) / 3.0
-    assert (UNFITTED.habit, UNFITTED.temperature) == (0.5, 3.0)
+    expected = (scores(task, hearings, tiny_model) - 0.25 * habit(task, tiny_model)) / 2.0
+    assert (UNFITTED.habit, UNFITTED.temperature) == (0.25, 2.0)
     assert log_probs(task, hearings, tiny_model) == pytest.approx(softmax_log(expected), abs=1e-4)
     assert not any(answer["calibrated"] for answer in ask([task], hearings, tiny_model)[task.name])
 

@@ -43,8 +43,8 @@ def test_the_present_day_pairing_is_built_too_and_svbatch_train_shows_its_size()
 
 
 def test_every_recipe_that_is_shipped_loads():
-    assert {path.stem for path in RECIPES.glob("*.yaml")} >= {"mini", "speechverse_wavlm", "speechverse_bestrq"}
-    for path in RECIPES.glob("*.yaml"):
+    assert {path.stem for path in RECIPES.rglob("*.yaml")} >= {"mini", "speechverse_wavlm", "speechverse_bestrq"}
+    for path in RECIPES.rglob("*.yaml"):
         assert load_recipe(path).name == path.stem
 
 
