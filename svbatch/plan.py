@@ -18,7 +18,7 @@ RECORDINGS_LOOKED_UP = 50_000  # at once: the uris of the output are hashed anew
 ANSWER_SETTINGS = {
     "segmentation": "energy gate 2, voice activity 1",
     "hearing": 3,
-    "scoring": 2,  # without habit
+    "scoring": 2,
 }  # what else changes an answer, for task_version
 
 
