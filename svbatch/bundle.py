@@ -186,10 +186,10 @@ class Bundle:
         )
         if self.manifest.llm.config is None:  # ids of bundles with a GGUF are older than these keys
             settings["llm"] = {key: settings["llm"][key] for key in ("weights", "tokenizer")}
-        if self.manifest.encoder.voice_width is None:  # and these three
+        if self.manifest.encoder.voice_width is None:  # and these five
             del settings["encoder"]["voice_width"]
         for fitted in settings["calibration"].values():
-            for key in ("voice", "written", "labels"):
+            for key in ("voice", "written", "labels", "habit"):
                 if not fitted[key]:
                     del fitted[key]
         entries = {**self.manifest.files, **self.manifest.fetched}
