@@ -104,11 +104,11 @@ class AdapterPart(_Part):
 
 
 class Calibration(_Part):
-    """How a closed task's scores become probabilities: score / temperature. Of a label's score is taken off before
-    habit * what the LLM gives that label when it has heard nothing. Where words are spotted, the log-odds of yes also
-    gain bias + spotting * the read-out's evidence + written * the transcript's; where the projector reads a task's
-    labels from the voice, a label's score also gains voice * its log-probability there. labels: those that it was
-    fitted on, where they are not the library's."""
+    """How a closed task's scores become probabilities: score / temperature, of a label after habit * what the LLM gives
+    it when it has heard nothing is taken off. Where words are spotted, the log-odds of yes also gain bias +
+    spotting * the read-out's evidence + written * the transcript's; where the projector reads a task's labels from the
+    voice, a label's score also gains voice * its log-probability there. labels: those that it was fitted on, where they
+    are not the library's."""
 
     temperature: PositiveFloat
     habit: float = 0.0
@@ -184,9 +184,10 @@ class Bundle:
         settings = self.manifest.model_dump(
             include={"encoder", "voice_activity", "recogniser", "projector", "readout", "llm", "adapter", "calibration"}
         )
-        if self.manifest.llm.config is None:  # ids of bundles with a GGUF are older than these keys
+        # A key that came later, and is not used, leaves an older bundle's id as it was.
+        if self.manifest.llm.config is None:
             settings["llm"] = {key: settings["llm"][key] for key in ("weights", "tokenizer")}
-        if self.manifest.encoder.voice_width is None:  # and these five
+        if self.manifest.encoder.voice_width is None:
             del settings["encoder"]["voice_width"]
         for fitted in settings["calibration"].values():
             for key in ("voice", "written", "labels", "habit"):

@@ -17,7 +17,8 @@ from svbatch.tasks import prompts
 from svbatch.tasks.task import Task
 
 UNFITTED = Calibration(temperature=2.0, habit=0.25)
-"""For labels that nothing was fitted for. Chosen on tasks that the LLM of `mini` was never taught (docs/tries.md)."""
+"""For labels that nothing was fitted for; yes and no then lose no habit, and have a temperature of 1. Chosen on
+tasks that the LLM of `mini` was never taught (docs/tries.md)."""
 
 Scores = NDArray[np.float32]
 

@@ -15,11 +15,10 @@ from svbatch.tasks.task import Task
 
 RECORDINGS_PER_BATCH = 32
 RECORDINGS_LOOKED_UP = 50_000  # at once: the uris of the output are hashed anew for each such lot
-ANSWER_SETTINGS = {
-    "segmentation": "energy gate 2, voice activity 1",
-    "hearing": 3,
-    "scoring": 2,
-}  # what else changes an answer, for task_version
+ANSWER_SETTINGS = {"segmentation": "energy gate 2, voice activity 1", "hearing": 3}
+"""What else changes an answer, for task_version."""
+LABEL_SETTINGS = {"scoring": 2}
+"""… and one that is a label."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,11 @@ class Selection:
     rehash: bool = False
     retry: Mapping[str, Collection[str]] = field(default_factory=dict)
     forgotten: frozenset[str] = frozenset()
+
+
+def answer_settings(task: Task, channels: str) -> dict[str, object]:
+    """What changes a task's answers besides task and bundle."""
+    return ANSWER_SETTINGS | {"channels": channels} | (LABEL_SETTINGS if task.answer == "label" else {})
 
 
 def task_key(task: Task, versions: Mapping[str, str]) -> str:

@@ -24,7 +24,7 @@ from svbatch.corpus.workers import Decoded
 from svbatch.errors import ExitCode
 from svbatch.gather import Gathered
 from svbatch.job import Job
-from svbatch.plan import ANSWER_SETTINGS, Batch, Selection, iter_batches, task_key
+from svbatch.plan import Batch, Selection, answer_settings, iter_batches, task_key
 from svbatch.recorded import COLUMNS, Recorded, read_recorded
 from svbatch.stop import SignalStop, Stopped
 from svbatch.tables.schemas import arrow_schema, table_of
@@ -190,8 +190,7 @@ def open_plan(
 ) -> OpenPlan:
     """What of the job is to be asked, all of it where there is no output yet; nothing is written. `counts` goes up as
     the batches are taken."""
-    settings = ANSWER_SETTINGS | {"channels": job.channels}
-    versions = {task.name: task_version(task, bundle.id, settings) for task in job.tasks}
+    versions = {task.name: task_version(task, bundle.id, answer_settings(task, job.channels)) for task in job.tasks}
     if store is None:
         held = read_recorded(())
     else:

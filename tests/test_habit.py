@@ -75,7 +75,9 @@ def test_a_fitted_task_loses_the_share_that_was_fitted(task, hearings, tiny_mode
 def test_a_habit_is_asked_once_for_each_question(task, hearings, tiny_model):
     model = replace(tiny_model, habits={})
     ask([task], hearings, model)
+    first = habit(task, model)
     ask([task], hearings[:1], model)
+    assert habit(task, model) is first
     assert list(model.habits) == [(task.questions()[0], ("rain", "sun"), True)]
     worded = task.model_copy(update={"instructions": ("Rain or sun?",)})
     ask([worded], hearings, model)

@@ -13,10 +13,10 @@ from svbatch.corpus.recording import EPOCH, Recording
 from svbatch.corpus.sources import iter_recordings
 from svbatch.errors import CorpusError
 from svbatch.plan import (
-    ANSWER_SETTINGS,
     RECORDINGS_PER_BATCH,
     Batch,
     Selection,
+    answer_settings,
     content_hash,
     iter_batches,
     shard_of,
@@ -71,7 +71,7 @@ class Output:
     bundle_id: str = "bundle"
 
     def versions(self, tasks: list[Task]) -> dict[str, str]:
-        return {task.name: task_version(task, self.bundle_id, ANSWER_SETTINGS) for task in tasks}
+        return {task.name: task_version(task, self.bundle_id, answer_settings(task, "mix")) for task in tasks}
 
     def answered(self, tasks: list[Task]) -> list[dict[str, object]]:
         """The rows of `recordings` once all `tasks` have been answered for all recordings."""

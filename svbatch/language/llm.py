@@ -81,7 +81,8 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def read(self, inputs: Sequence[Tensor], *, room: int = 0) -> Prefix:
-        """The prefix of one input (L_i, E) per segment, L_i >= 1; the output layer is not run.
+        """The prefix of one input (L_i, E) per segment, L_i >= 1, or 0 where the LLM has an encoder; the output
+        layer is not run.
 
         Sort segments by length before they are cut into batches. `room`: for so many positions more there is place
         without moving what was read. Raises TaskError past the LLM's context.

@@ -126,10 +126,11 @@ def fill_adapter(model: PeftModel, folder: Path) -> None:
     """Gives the model's LoRA layers what `write_adapter` wrote. Raises BundleError where it does not fit."""
     weights = {name: weight.float() for name, weight in load_file(folder / ADAPTER_WEIGHTS).items()}
     expected = {name: weight.shape for name, weight in get_peft_model_state_dict(model).items()}
-    if strangers := sorted(expected.items() ^ {name: weight.shape for name, weight in weights.items()}.items()):
+    found = {name: weight.shape for name, weight in weights.items()}
+    if strangers := sorted({name for name, _ in expected.items() ^ found.items()}):
         raise BundleError(
             f"{folder / ADAPTER_WEIGHTS}: {len(strangers)} tensors are missing or fit nothing in "
-            f"the LLM (first: {strangers[0][0]}); take the adapter that was trained with this LLM"
+            f"the LLM (first: {strangers[0]}); take the adapter that was trained with this LLM"
         )
     set_peft_model_state_dict(model, weights)
 

@@ -114,7 +114,7 @@ def mode_answers(batch: Batch, mode: Mode, model: Model, *, wordings: bool) -> I
         for task, (test, _, group) in zip(tasks, asked, strict=True)
     }
     with torch.inference_mode():
-        found = _asked(tasks, told, model if mode != "text" else replace(model, calibration={}), about)
+        found = _asked(tasks, told, model, about)
     for task, (test, wording, group) in zip(tasks, asked, strict=True):
         by_row = dict(zip(about[task.name], found[task.name], strict=True))
         for item in group:

@@ -1,6 +1,6 @@
 """From scores to honest probabilities: what is fitted for each closed task on recordings held out of training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def calibrate(
     each occurs is another thing in a user's recordings. They must be held out of training.
 
     So must be `told`, which count for tasks that are told by words alone: they may be synthesised, and are then no
-    measure of voices. `model` must not be calibrated yet. A task that MIN_ANSWERS of them do not answer has none.
+    measure of voices. A task that MIN_ANSWERS of them do not answer has none.
     """
     heard = list(heard_examples(examples, model))
     fitted: dict[str, Calibration] = {}
@@ -46,10 +46,18 @@ def calibrate(
     heard += heard_examples(told, model)
     judged |= {name: asked_labels(name, heard, model) for name in BY_WORDS}
     judged["speaker_count"] = asked_speaker_counts(examples, model, seed)
-    for name, answers in judged.items():
-        if len(answers.truths) >= MIN_ANSWERS:
-            fitted[name] = fitted_labels(answers).model_copy(update={"labels": list(answers.labels)})
-    return fitted
+    return fitted | _fitted(judged)
+
+
+def calibrate_reader(examples: Sequence[Example], model: Model) -> dict[str, Calibration]:
+    """As `calibrate`, of a model that is given transcripts alone: a cascade's."""
+    worded = [example for example in examples if not example.labels.keys().isdisjoint(BY_WORDS)]
+    heard = list(heard_examples(worded, model))
+    return _fitted({name: asked_labels(name, heard, model, is_read=True) for name in BY_WORDS})
+
+
+def _fitted(judged: Mapping[str, Judged]) -> dict[str, Calibration]:
+    return {name: fitted_labels(own) for name, own in judged.items() if len(own.truths) >= MIN_ANSWERS}
 
 
 def fitted_labels(judged: Judged) -> Calibration:
@@ -58,7 +66,7 @@ def fitted_labels(judged: Judged) -> Calibration:
     `fitted_temperature`. No weight is negative."""
     scores = torch.tensor(judged.probabilities, dtype=torch.float64).clamp(min=LEAST_PROBABILITY).log()
     voice = torch.tensor(judged.voice, dtype=torch.float64) if judged.voice else torch.zeros_like(scores)
-    habit = torch.tensor(judged.habit or [0.0], dtype=torch.float64)
+    habit = torch.tensor(judged.habit, dtype=torch.float64)
     num_answers, num_labels = scores.shape
     doubt = 1 / (num_answers + 2)
     targets = torch.full(scores.shape, doubt / (num_labels - 1), dtype=torch.float64)
@@ -66,17 +74,24 @@ def fitted_labels(judged: Judged) -> Calibration:
     shares = torch.from_numpy(_shares(judged.truths))
 
     def loss(weights: Tensor) -> Tensor:
-        of_llm, of_voice = weights[:2].clamp(-3.0, 3.0).exp()
-        logits = (scores - weights[2].clamp(0.0, 1.0) * habit) * of_llm + voice * of_voice
+        of_llm, of_voice, share = _within(weights)
+        logits = (scores - share * habit) * of_llm + voice * of_voice
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none") @ shares
 
-    fitted = _minimised(loss, [0.0, -1.0, 0.5])
-    of_llm, of_voice = fitted[:2].clamp(-3.0, 3.0).exp().tolist()
+    of_llm, of_voice, share = (round(float(weight), 4) for weight in _within(_minimised(loss, [0.0, -1.0, 0.0])))
     return Calibration(
         temperature=round(1 / of_llm, 4),
-        habit=round(float(fitted[2].clamp(0.0, 1.0)), 4),
-        voice=round(of_voice, 4) if judged.voice else 0.0,
+        habit=share,
+        voice=of_voice if judged.voice else 0.0,
+        labels=list(judged.labels),
     )
+
+
+def _within(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of LLM and voice from 1/20 to 20, and a share from 0 to 1. Smooth: behind an edge there is no gradient,
+    and a search that has stepped over it stays there."""
+    of_llm, of_voice = (3 * torch.tanh(weights[:2] / 3)).exp()
+    return of_llm, of_voice, weights[2].sigmoid()
 
 
 def fitted_temperature(probabilities: Sequence[Sequence[float]], truths: Sequence[int]) -> float:

@@ -22,8 +22,8 @@ SYSTEM = "cascade"
 
 
 def load_cascade(bundle: Bundle, other: str | None, model: Model, precision: Precision) -> tuple[Model, str]:
-    """`model` with the cascade's LLM, and what that LLM is: the one of the bundle `other`, with its adapter, or the
-    bundle's own without any. Raises BundleError where `other` has another LLM."""
+    """`model` with the cascade's LLM, and what that LLM is: the one of the bundle `other`, with its adapter and
+    calibration, or the bundle's own with neither. Raises BundleError where `other` has another LLM."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     if other is None:
         llm = load_language_model(llm_folder(bundle, dtype), dtype)
@@ -38,7 +38,8 @@ def load_cascade(bundle: Bundle, other: str | None, model: Model, precision: Pre
     fetch(theirs)
     folder = theirs.path(theirs.manifest.adapter.weights).parent
     llm = load_language_model(llm_folder(bundle, dtype), dtype, adapter_dir=folder)
-    return replace(model, llm=llm, calibration={}, habits={}), f"the same LLM with the adapter of bundle {other}"
+    fitted = dict(theirs.manifest.calibration)
+    return replace(model, llm=llm, calibration=fitted, habits={}), f"the same LLM with the adapter of bundle {other}"
 
 
 def cascade_answers(batch: Batch, model: Model) -> Iterator[Answered]:

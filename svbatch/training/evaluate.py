@@ -59,7 +59,8 @@ def answer_all(tests: Sequence[Benchmark], model: Model, systems: Systems) -> li
         for mode in systems.modes:
             asked = [q for q in batch.questions if mode != "audio" or q[0].name not in alike]
             asks_others = systems.wordings and mode == systems.modes[-1]
-            found += mode_answers(replace(batch, questions=asked), mode, model, wordings=asks_others)
+            own = replace(model, calibration={}) if mode == "text" else model
+            found += mode_answers(replace(batch, questions=asked), mode, own, wordings=asks_others)
         if systems.cascade is not None:
             found += cascade_answers(batch, systems.cascade)
         found += classifier_answers(batch, systems.classifiers, model)

@@ -89,39 +89,45 @@ def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[A
 @dataclass(frozen=True)
 class Judged:
     """Answers to one closed task at temperature 1: the probability of every label in the task's order, (N, L), and the
-    places of the true ones, (N,). `voice` (N, L) are the log-probabilities that the voice alone gives, where it is
-    read; `habit` (L,) those where nothing was heard. `labels` are empty where they are the library's."""
+    places of the true ones, (N,). `habit` (L,) are the log-probabilities where nothing was heard, `voice` (N, L) those
+    that the voice alone gives, where it is read. `labels` are empty where they are the library's."""
 
     probabilities: list[list[float]]
     truths: list[int]
+    habit: list[float]
     voice: list[list[float]] = field(default_factory=list)
-    habit: list[float] = field(default_factory=list)
     labels: tuple[str, ...] = ()
 
 
-def asked_labels(name: str, heard: Sequence[Listened], model: Model) -> Judged:
-    """A task of the library asked of each recording that has its label, and holds speech."""
+def asked_labels(name: str, heard: Sequence[Listened], model: Model, *, is_read: bool = False) -> Judged:
+    """A task of the library asked of each recording that has its label, and holds speech; `is_read`: of its transcript
+    alone."""
     known = known_answers(name, [each.example for each in heard])
     told = [(heard[i].hearings[0], own[0].answer) for i, own in known.items() if heard[i].hearings]
     task = next((own[0].task for own in known.values()), None)
-    return _judged(task, told, model) if task is not None else Judged([], [])
+    if task is None:
+        return Judged([], [], [])
+    return _judged(task.model_copy(update={"hears": ("transcript",)}) if is_read else task, told, model)
 
 
 def asked_speaker_counts(examples: Sequence[Example], model: Model, seed: int) -> Judged:
     """speaker_count asked of clips that are joined as for its test."""
-    told = []
-    for item in tqdm(speaker_counts(examples, seed), desc="speaker_count", disable=None):
-        sound = item.load()
-        spans = [Span(sound[s.start : s.end], s.start_s, False) for s in speech_segments(sound, detector_of(model))]
+    told: list[tuple[Hearing, str]] = []
+    items = speaker_counts(examples, seed)
+    for start in tqdm(range(0, len(items), EXAMPLES_AT_ONCE), desc="speaker_count", disable=None):
+        batch = [(item.load(), item.truth) for item in items[start : start + EXAMPLES_AT_ONCE]]
+        first = [(sound, s, truth) for sound, truth in batch for s in speech_segments(sound, detector_of(model))[:1]]
+        spans = [Span(sound[s.start : s.end], s.start_s, False) for sound, s, _ in first]
         with torch.inference_mode():
-            told += [(hearing, item.truth) for hearing in hear(spans[:1], model)] if spans else []
+            hearings = hear(spans, model) if spans else []
+        told += zip(hearings, [truth for _, _, truth in first], strict=True)
     return _judged(load_task("speaker_count", Path()), told, model)
 
 
 def _judged(task: Task, told: Sequence[tuple[Hearing, str]], model: Model) -> Judged:
     places = {label: place for place, label in enumerate(task.label_names)}
     is_own = task.label_names != library_labels(task.definition)
-    judged = Judged([], [], habit=habit(task, model).tolist(), labels=task.label_names if is_own else ())
+    judged = Judged([], [], habit(task, model).tolist(), labels=task.label_names if is_own else ())
     for start in range(0, len(told), HEARINGS_AT_ONCE):
         some = told[start : start + HEARINGS_AT_ONCE]
         with torch.inference_mode():

@@ -15,7 +15,8 @@ from svbatch.bundle import Bundle, Calibration, Manifest, write_bundle
 from svbatch.language.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
-from svbatch.training.calibrate import calibrate
+from svbatch.training.calibrate import calibrate, calibrate_reader
+from svbatch.training.cascade import load_cascade
 from svbatch.training.data import held_out, read_manifests
 from svbatch.training.recipe import Recipe
 from svbatch.training.stages import Trained, train
@@ -37,7 +38,11 @@ def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[s
     examples = read_manifests(data, recipe.manifests)
     aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
     told = read_manifests(data, recipe.calibration)
-    model = load_model(made, "cpu", choose_precision("auto", "cpu"))
+    precision = choose_precision("auto", "cpu")
+    if recipe.hears_nothing and base.manifest.projector is not None:  # a cascade: it is given what `base` hears
+        reader, _ = load_cascade(base, str(made.folder), load_model(base, "cpu", precision), precision)
+        return revised(made, {"calibration": plain(calibrate_reader([*aside, *told], reader))})
+    model = load_model(made, "cpu", precision)
     return revised(made, {"calibration": plain(calibrate(aside, told, model, seed=recipe.seed))})
 
 
@@ -103,6 +108,7 @@ def publish(
         ADAPTER_CONFIG: ours,
     }
     frozen = manifest.model_dump(by_alias=True, include=KEPT)
+    origin = {"continued_from": f"{manifest.name} {manifest.version}, id {base.id}"} if recipe.continues else {}
     fields = frozen | {
         "name": recipe.name,
         "projector": {
@@ -113,7 +119,7 @@ def publish(
         "readout": {"num_tokens": len(parts.readout.token_ids)} if parts.readout else {},
         "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},
         "calibration": plain(calibration),
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump() | origin,
         **card,
     }
     return replace(write_bundle(folder, fields, licences), cache_option=base.cache_option)

@@ -173,6 +173,11 @@ class Recipe(_Part):
         return isinstance(self.projector, ProjectorShape)
 
     @property
+    def hears_nothing(self) -> bool:
+        """Whether transcripts alone are learnt from, as by a cascade."""
+        return all(isinstance(stage, LanguageStage) and set(stage.modes) == {"text"} for stage in self.stages)
+
+    @property
     def voice_layer(self) -> int | None:
         """The encoder's layer that the tone is read from, if it is one of its own."""
         return self.projector.voice_layer if isinstance(self.projector, ProjectorShape) else None

@@ -21,7 +21,7 @@ from svbatch.speech.readout import Readout, spoken_form
 from svbatch.speech.tone import word_embedding
 from svbatch.training.align import Aligner, scored_tokens
 from svbatch.training.checkpoints import Validation, optimise
-from svbatch.training.continued import take_up
+from svbatch.training.continued import require_same_start, take_up
 from svbatch.training.data import Example, held_out, read_manifests
 from svbatch.training.frames import Heard, Listener, cached_frames
 from svbatch.training.questions import Question, Questioner
@@ -64,6 +64,7 @@ def train(recipe: Recipe, bundle: Bundle, data: Path, output: Path) -> Trained:
     """The trained parts, by the recipe's stages; `output` keeps checkpoints and metrics, and a second call goes on
     from them. `data` holds the recipe's manifests. Frames and transcripts are kept in the bundle's cache."""
     output.mkdir(parents=True, exist_ok=True)
+    require_same_start(recipe, bundle, output)
     accelerator = Accelerator()
     with accelerator.main_process_first():  # the others find what the first computed
         corpus = read_corpus(recipe, bundle, data)
@@ -141,7 +142,7 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
     )
     if recipe.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    token_ids = take_up(recipe.continues, bundle, projector, adapted)
+    token_ids = take_up(recipe, bundle, projector, adapted)
     if not isinstance(projector, Projector):
         return Trained(projector, None, adapted, tokenizer)
     if projector.tone is not None and isinstance(recipe.projector, ProjectorShape):

@@ -51,7 +51,8 @@ def test_an_llm_that_is_always_wrong_weighs_nothing_rather_than_the_other_way():
 def judged(llm: np.ndarray, voice: np.ndarray, truths: np.ndarray) -> Judged:
     """Log-odds as answers of three labels."""
     normal = [scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) for scores in (llm, voice)]
-    return Judged(np.exp(normal[0]).tolist(), [int(truth) for truth in truths], normal[1].tolist())
+    no_habit = [0.0] * llm.shape[1]
+    return Judged(np.exp(normal[0]).tolist(), [int(truth) for truth in truths], no_habit, normal[1].tolist())
 
 
 def test_the_weights_of_llm_and_voice_that_made_the_answers_are_found():
@@ -85,11 +86,41 @@ def test_the_share_of_the_habit_that_was_in_the_scores_is_found():
     assert found.voice == 0.0
 
 
-def test_labels_without_a_habit_have_a_temperature_alone():
-    answers = Judged([[0.7, 0.2, 0.1]] * 30, [0] * 21 + [1] * 6 + [2] * 3)
+def test_where_the_llm_likes_no_label_by_habit_a_temperature_alone_is_fitted():
+    random = np.random.default_rng(4)
+    knows = random.normal(0, 2, (400, 3))
+    truths = np.array([random.choice(3, p=np.exp(row) / np.exp(row).sum()) for row in knows])
+    answers = replace(judged(2.0 * knows, knows, truths), voice=[])
     found = fitted_labels(answers)
     assert found.voice == 0.0
+    assert 1.5 < found.temperature < 3.0
     assert found.temperature == pytest.approx(fitted_temperature(answers.probabilities, answers.truths), rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("share", [0.15, 0.5, 0.85])
+def test_of_few_answers_the_share_is_as_good_as_the_best_of_a_grid(seed, share):
+    """Once the search stepped over an edge and stayed there."""
+    random = np.random.default_rng(seed)
+    knows, habit = random.normal(0, 1, (60, 4)), random.normal(-3, 2, 4)
+    truths = np.array([random.choice(4, p=np.exp(row) / np.exp(row).sum()) for row in knows])
+    answers = replace(judged(2 * knows + share * habit, knows, truths), voice=[], habit=habit.tolist())
+    found = fitted_labels(answers)
+    grid = [(1 / t, s) for t in np.geomspace(0.1, 20, 40) for s in np.linspace(0, 1, 41)]
+    best = min(log_loss(answers, weight, s) for weight, s in grid)
+    assert log_loss(answers, 1 / found.temperature, found.habit) < best + 0.005
+
+
+def log_loss(answers: Judged, weight: float, share: float) -> float:
+    """As calibration means it: every label weighs the same, and so many answers promise no more than they can."""
+    logits = weight * (np.log(answers.probabilities) - share * np.array(answers.habit))
+    log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    num_answers, num_labels = log_probs.shape
+    doubt = 1 / (num_answers + 2)
+    targets = np.full(log_probs.shape, doubt / (num_labels - 1))
+    targets[np.arange(num_answers), answers.truths] = 1 - doubt
+    shares = 1 / np.bincount(answers.truths)[answers.truths]
+    return float(-(targets * log_probs).sum(axis=1) @ (shares / shares.sum()))
 
 
 def test_a_label_counts_the_same_however_often_it_occurs():

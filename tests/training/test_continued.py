@@ -1,13 +1,15 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from svbatch.errors import BundleError, TrainingError
+from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import trainable_state
+from svbatch.training.continued import require_same_start
 from svbatch.training.data import Example
-from svbatch.training.recipe import AdapterShape, Recipe
+from svbatch.training.recipe import Recipe
 from svbatch.training.stages import build
 
 BOTH = ["projector", "adapter"]
@@ -15,7 +17,7 @@ OTHERS = [Example(Path("other.wav"), text="refund the invoice", lang="en")]
 
 
 def test_what_learns_begins_as_the_bundles_own(tiny_bundle, tiny_recipe, tiny_parts):
-    goes_on = tiny_recipe.model_copy(update={"continues": BOTH, "seed": 7})
+    goes_on = tiny_recipe.model_copy(update={"continues": BOTH, "seed": 7, "readout_tokens": 10})
     parts = build(goes_on, tiny_bundle, OTHERS)
     for ours, theirs in ((parts.projector, tiny_parts.projector), (parts.llm, tiny_parts.llm)):
         wanted = trainable_state(theirs)
@@ -31,15 +33,33 @@ def test_what_learns_begins_as_the_bundles_own(tiny_bundle, tiny_recipe, tiny_pa
 def test_a_projector_of_another_shape_is_refused(tiny_bundle, tiny_recipe):
     wider = tiny_recipe.projector.model_copy(update={"width": 64})
     goes_on = tiny_recipe.model_copy(update={"continues": BOTH, "projector": wider})
-    with pytest.raises(TrainingError, match=r"continues: \d+ tensors of the recipe's projector are not as in .*first:"):
+    with pytest.raises(TrainingError, match=r"continues: projector\.width is 64 in the recipe, and \d+ in "):
         build(goes_on, tiny_bundle, OTHERS)
 
 
-def test_an_adapter_of_another_rank_is_refused(tiny_bundle, tiny_recipe):
-    other = AdapterShape(rank=3, alpha=4, targets=["q_proj", "down_proj"])
-    goes_on = tiny_recipe.model_copy(update={"continues": BOTH, "adapter": other})
-    with pytest.raises(BundleError, match="fit nothing in the LLM"):
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("adapter", "rank", 3), ("adapter", "alpha", 32), ("projector", "num_heads", 1), ("projector", "strides", [4, 1])],
+)
+def test_what_would_change_what_the_weights_mean_is_refused(tiny_bundle, tiny_recipe, part, key, value):
+    """But for the rank, the weights would fit."""
+    other = getattr(tiny_recipe, part).model_copy(update={key: value})
+    goes_on = tiny_recipe.model_copy(update={"continues": BOTH, part: other})
+    with pytest.raises(TrainingError, match=rf"continues: {part}\.{key} is {re.escape(str(value))} in the recipe"):
         build(goes_on, tiny_bundle, OTHERS)
+
+
+def test_another_dropout_is_not(tiny_bundle, tiny_recipe):
+    other = tiny_recipe.projector.model_copy(update={"dropout": 0.3})
+    build(tiny_recipe.model_copy(update={"continues": BOTH, "projector": other}), tiny_bundle, OTHERS)
+
+
+def test_a_training_that_began_with_another_bundle_does_not_go_on(tiny_bundle, tiny_base, tiny_recipe, tmp_path):
+    goes_on = tiny_recipe.model_copy(update={"continues": BOTH})
+    require_same_start(goes_on, tiny_bundle, tmp_path)
+    require_same_start(goes_on, tiny_bundle, tmp_path)
+    with pytest.raises(TrainingError, match=f"began with the bundle {tiny_bundle.id}, and .* is now {tiny_base.id}"):
+        require_same_start(goes_on, tiny_base, tmp_path)
 
 
 def test_a_bundle_that_has_learnt_nothing_is_refused(tiny_base, tiny_recipe):

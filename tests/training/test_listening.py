@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from svbatch.training.data import read_manifest
@@ -15,6 +18,14 @@ def test_a_label_is_asked_of_every_recording_that_has_it_and_holds_speech(heard,
     assert 0 < len(told) < len(heard)
     assert judged.truths == [["neutral", "happy", "sad", "angry"].index(emotion) for emotion in told]
     assert [sum(row) for row in judged.probabilities] == pytest.approx([1.0] * len(told), abs=1e-3)
+
+
+def test_a_reader_is_asked_of_the_transcript_alone(heard, tiny_model):
+    deaf = [replace(each, hearings=[replace(h, speech=h.speech[:0]) for h in each.hearings]) for each in heard]
+    read, as_read = (asked_labels("emotion", told, tiny_model, is_read=True) for told in (heard, deaf))
+    assert np.array(read.probabilities) == pytest.approx(np.array(as_read.probabilities), abs=1e-4)
+    assert read.habit == pytest.approx(as_read.habit)
+    assert read.probabilities != asked_labels("emotion", heard, tiny_model).probabilities
 
 
 def test_what_no_recording_is_labelled_with_is_not_asked(heard, tiny_model):

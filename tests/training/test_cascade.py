@@ -1,0 +1,48 @@
+import json
+
+import yaml
+from click.testing import CliRunner
+
+from svbatch.bundle import find_bundle
+from svbatch.cli import main
+from svbatch.model import load_model
+from svbatch.training.cascade import load_cascade
+
+
+def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_bundle, spoken, tmp_path, exporting):
+    told = [
+        json.dumps({"audio": f"{spoken}/{n}.wav", "sentiment": ["positive", "negative", "neutral"][n % 3]})
+        for n in range(30)
+    ]
+    (tmp_path / "told.jsonl").write_text("\n".join(told))
+    (tmp_path / "train.jsonl").write_text(
+        (spoken / "train.jsonl").read_text().replace('"audio": "', f'"audio": "{spoken}/')
+    )
+    recipe = {
+        "name": "reader",
+        "parts": str(tiny_bundle.folder),
+        "seed": 0,
+        "manifests": ["train.jsonl"],
+        "held_out_every": 5,
+        "calibration": ["told.jsonl"],
+        "frame_passes": 1,
+        "transcripts": 10,
+        "projector": {"width": 16, "num_layers": 0, "num_heads": 1, "dropout": 0.0},
+        "readout_tokens": 60,
+        "adapter": {"rank": 2, "alpha": 4, "targets": ["q_proj"]},
+        "precision": "float32",
+        "stages": [{"name": "words", "tokens_per_batch": 200, "questions": {"asr": 1.0}, "modes": {"text": 1.0},
+                    "schedule": {"steps": 1, "warmup_steps": 1, "learning_rate": {"adapter": 1e-3}}}],
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    arguments = ["train", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "out")]
+    with exporting():
+        done = CliRunner().invoke(main, [*arguments, "--cache", str(tiny_bundle.cache)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    made = find_bundle(str(tmp_path / "out" / "bundle"), cache=tiny_bundle.cache)
+    assert made.manifest.calibration.keys() == {"sentiment"}
+    model = load_model(tiny_bundle, "cpu", "float32")
+    cascade, _ = load_cascade(tiny_bundle, str(made.folder), model, "float32")
+    assert cascade.calibration == made.manifest.calibration
+    assert cascade.habits is not model.habits
