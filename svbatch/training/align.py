@@ -8,11 +8,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from svbatch.model import Precision
 from svbatch.speech.projector import Projector
 from svbatch.speech.readout import BLANK, Readout, spoken_form
 from svbatch.training.data import Example
 from svbatch.training.frames import Heard
-from svbatch.training.recipe import AlignStage, Precision
+from svbatch.training.recipe import AlignStage
 
 MAX_MASKED_FRAMES = 20
 MASKED_FEATURES = 0.125  # of a frame, at most

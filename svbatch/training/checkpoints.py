@@ -81,6 +81,14 @@ class _Progress:
     best_loss: float = math.inf
     num_worse: int = 0
 
+    def is_best(self, loss: float) -> bool:
+        """Notes one more validation; whether none before was as good."""
+        if loss < self.best_loss:
+            self.best_loss, self.num_worse = loss, 0
+            return True
+        self.num_worse += 1
+        return False
+
 
 def optimise(
     name: str,
@@ -102,38 +110,28 @@ def optimise(
     TrainingError at a gradient that is not finite or longer than the schedule allows, naming the batch by `describe`.
     """
     accelerator = Accelerator()
-    learning = {key: [p for p in modules[key].parameters() if p.requires_grad] for key in schedule.learning_rate}
-    trained = [parameter for group in learning.values() for parameter in group]
-    groups = [{"params": parameters, "peak": schedule.learning_rate[key]} for key, parameters in learning.items()]
-    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
+    optimiser = _optimiser(modules, schedule)
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     own = _own_batches(micro_batches, accelerator)
     checkpoint, best = folder / f"{name}.pt", folder / f"{name}-best.pt"
     progress = _resume(checkpoint, modules, optimiser)
     saved_at = time.monotonic()
-    for module in modules.values():
-        module.train()
-    with _metrics(folder, name, progress.step, accelerator) as write:
-        steps = tqdm(range(progress.step, schedule.steps), desc=name, initial=progress.step, disable=None)
-        for step in steps:
+    with _training(modules), _metrics(folder, name, progress.step, accelerator) as write:
+        for step in tqdm(range(progress.step, schedule.steps), desc=name, initial=progress.step, disable=None):
             if validation and progress.num_worse >= validation.stopping.patience:
                 break
             batches = [step * micro_batches + i for i in own]
             parts = _backward(batches, losses, seed, micro_batches)
             norm = _clipped(trained, schedule, accelerator)
             _refuse_odd(norm, schedule, name, step, batches, describe, accelerator)
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * schedule.share(step)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            _learn(optimiser, schedule.share(step))
             progress.step = step + 1
             if progress.step % MEASURE_EVERY == 0:
                 write(progress.step, {**_averaged(parts, accelerator), "gradient_norm": float(norm)})
             if validation and progress.step % validation.stopping.every == 0:
                 loss = _validate(modules, validation, accelerator)
                 write(progress.step, {"validation": loss})
-                progress.num_worse = 0 if loss < progress.best_loss else progress.num_worse + 1
-                if loss < progress.best_loss:
-                    progress.best_loss = loss
+                if progress.is_best(loss):
                     _save(best, modules, optimiser, progress, accelerator)
                 _save(checkpoint, modules, optimiser, progress, accelerator)
             is_due = _agreed(time.monotonic() - saved_at > SAVE_EVERY_SECONDS, accelerator)
@@ -142,8 +140,30 @@ def optimise(
                 saved_at = time.monotonic()
     if validation and best.exists():
         _resume(best, modules, optimiser)
+
+
+@contextmanager
+def _training(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    for module in modules.values():
+        module.train()
+    yield
     for module in modules.values():
         module.eval()
+
+
+def _optimiser(modules: Mapping[str, nn.Module], schedule: Schedule) -> torch.optim.Optimizer:
+    """Of what is trainable, each module a group with the peak of its learning rate."""
+    learning = {key: [p for p in modules[key].parameters() if p.requires_grad] for key in schedule.learning_rate}
+    groups = [{"params": parameters, "peak": schedule.learning_rate[key]} for key, parameters in learning.items()]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
+
+
+def _learn(optimiser: torch.optim.Optimizer, share: float) -> None:
+    """One step at a share of the peak learning rates."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * share
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
 
 
 def _own_batches(micro_batches: int, accelerator: Accelerator) -> range:

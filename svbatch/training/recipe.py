@@ -22,7 +22,6 @@ from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import Schedule, Stopping
 
 Mode = Literal["audio", "text", "both"]
-Precision = Literal["float32", "bfloat16"]
 
 
 class _Part(BaseModel):
@@ -156,7 +155,7 @@ class Recipe(_Part):
     ]
     readout_tokens: int = 0
     adapter: AdapterShape
-    precision: Precision = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     stages: list[
         Annotated[

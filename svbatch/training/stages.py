@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from svbatch.bundle import Bundle
 from svbatch.errors import TrainingError
 from svbatch.language.weights import load_base_model
-from svbatch.model import choose_device, frame_samples, llm_folder, load_encoder, load_recogniser, load_tokenizer
+from svbatch.model import (
+    Precision,
+    choose_device,
+    choose_precision,
+    frame_samples,
+    llm_folder,
+    load_encoder,
+    load_recogniser,
+    load_tokenizer,
+)
 from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.readout import Readout, spoken_form
 from svbatch.speech.tone import word_embedding
@@ -125,7 +134,7 @@ def read_corpus(recipe: Recipe, bundle: Bundle, data: Path) -> Corpus:
 def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Trained:
     """Parts of the recipe's shapes as training begins with them: what continues is the bundle's, the rest seeded."""
     torch.manual_seed(recipe.seed)
-    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if precision_of(recipe) == "bfloat16" else torch.float32
     llm = load_base_model(llm_folder(bundle, dtype), dtype)
     embeddings: Tensor = llm.get_input_embeddings().weight.detach()  # type: ignore[operator]
     tokenizer = load_tokenizer(bundle)
@@ -154,6 +163,11 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
         token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
     readout = Readout(token_ids, embeddings[token_ids].float(), projector.log_scale)
     return Trained(projector, readout, adapted, tokenizer)
+
+
+def precision_of(recipe: Recipe) -> Precision:
+    """What the LLM's stages compute in; where bfloat16 is not multiplied natively, it takes thirty times as long."""
+    return choose_precision(recipe.precision, choose_device("auto"))
 
 
 def _num_layers(recipe: Recipe) -> int:
@@ -213,7 +227,7 @@ def _teach(stage: LanguageStage, recipe: Recipe, parts: Trained, corpus: Corpus,
         Questioner(corpus.examples, clips, corpus.transcripts, stage, corpus.listener)
         for clips in (corpus.clips, corpus.held_out if stage.stop else corpus.clips)
     )
-    teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer, precision=recipe.precision)
+    teacher = Teacher(parts.projector, parts.readout, parts.llm, parts.tokenizer, precision=precision_of(recipe))
     modules: dict[str, nn.Module] = {"projector": parts.projector, "adapter": parts.llm}
     learning = {key: modules[key] for key in stage.schedule.learning_rate}
     parts.llm.train(recipe.gradient_checkpointing or "adapter" in learning)

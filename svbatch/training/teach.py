@@ -8,12 +8,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from svbatch.model import Precision
 from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.speech.readout import Readout
 from svbatch.tasks import prompts
 from svbatch.training.align import ctc_loss, masked, padded_frames, posteriors, stretched
 from svbatch.training.questions import Question
-from svbatch.training.recipe import Precision
 
 
 class Teacher:

@@ -1,6 +1,7 @@
 """The recogniser's transcripts of training clips, for the modes that read one; kept on disk as JSON lines."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,9 +32,11 @@ def recognised(
     """
     done: dict[str, str] = {}
     if cache.exists():
-        lines = cache.read_text(encoding="utf-8").splitlines(keepends=True)
-        done = dict(json.loads(line) for line in lines if line.endswith("\n"))
-        cache.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
+        content = cache.read_bytes()
+        whole = content.rfind(b"\n") + 1  # a killed run may have left half a line
+        if whole < len(content):
+            os.truncate(cache, whole)
+        done = dict(json.loads(line) for line in content[:whole].splitlines())
     missing = [i for i in indices if examples[i].key not in done]
     with cache.open("a", encoding="utf-8") as file:
         for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
