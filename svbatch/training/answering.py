@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from tqdm import tqdm
 
 from svbatch.annotate import detector_of
 from svbatch.ask import Mode as Heard
@@ -22,6 +21,7 @@ from svbatch.tasks.combine import combined
 from svbatch.tasks.task import Task
 from svbatch.training.benchmark import Benchmark, Item
 from svbatch.training.normaliser import normalised
+from svbatch.training.progress import with_progress
 
 Mode = Literal["audio", "text", "both", "both-no-speech", "both-no-transcript", "joint", "generated"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -72,7 +72,7 @@ def heard_batches(tests: Sequence[Benchmark], model: Model) -> Iterator[Batch]:
     windowed = {item.recording for test in tests if test.task.scope == "window" for item in test.items}
     spoken = {item.recording for test in tests if test.task.scope != "window" for item in test.items}
     names = list(recordings)
-    for start in tqdm(range(0, len(names), RECORDINGS_AT_ONCE), desc="evaluate", disable=None):
+    for start in with_progress(range(0, len(names), RECORDINGS_AT_ONCE), "evaluate"):
         some = names[start : start + RECORDINGS_AT_ONCE]
         waveforms = {name: recordings[name].load() for name in some}
         places = []

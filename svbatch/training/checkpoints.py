@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, reduce
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from svbatch.errors import TrainingError
+from svbatch.training.progress import with_progress
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 120.0
@@ -117,7 +117,7 @@ def optimise(
     progress = _resume(checkpoint, modules, optimiser)
     saved_at = time.monotonic()
     with _training(modules), _metrics(folder, name, progress.step, accelerator) as write:
-        for step in tqdm(range(progress.step, schedule.steps), desc=name, initial=progress.step, disable=None):
+        for step in with_progress(range(progress.step, schedule.steps), name, done=progress.step):
             if validation and progress.num_worse >= validation.stopping.patience:
                 break
             batches = [step * micro_batches + i for i in own]

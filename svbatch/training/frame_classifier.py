@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from svbatch.model import Model
 from svbatch.speech.encoder import WINDOW_SAMPLES, encode, num_frames
@@ -26,6 +25,7 @@ from svbatch.tasks.answers import label_answers
 from svbatch.tasks.task import Task
 from svbatch.training.answering import Answered, Batch, answered, of_recording
 from svbatch.training.benchmark import Benchmark
+from svbatch.training.progress import with_progress
 
 log = logging.getLogger(__name__)
 SYSTEM = "classifier"
@@ -108,7 +108,7 @@ def trained(frames: Sequence[Frames], labels: Sequence[int], held_out: Sequence[
     weight = torch.tensor(len(own) / np.maximum(counts, 1) / num_labels, dtype=torch.float32)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     best, best_loss = {k: v.clone() for k, v in classifier.state_dict().items()}, float("inf")
-    for _ in tqdm(range(EPOCHS), desc="classifier", disable=None):
+    for _ in with_progress(range(EPOCHS), "classifier"):
         classifier.train()
         order = random.permutation(own)
         for start in range(0, len(order), BATCH):
@@ -138,9 +138,7 @@ def _load(training: Benchmark, model: Model, encoder_id: str, cache: Path) -> Fr
         classifier = FrameClassifier(len(weights["first.0.weight"]), len(weights["last.2.bias"]))
         classifier.load_state_dict(weights)
         return classifier.eval()
-    frames = [
-        _frames(item.load()[:WINDOW_SAMPLES], model) for item in tqdm(training.items, desc=training.name, disable=None)
-    ]
+    frames = [_frames(item.load()[:WINDOW_SAMPLES], model) for item in with_progress(training.items, training.name)]
     order: dict[str, int] = {}
     speakers = [item.speaker or item.recording for item in training.items]
     for speaker in speakers:

@@ -18,11 +18,11 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from svbatch.onnx import OnnxSession
 from svbatch.speech.encoder import FRAME_SAMPLES, WINDOW_SAMPLES, encode, num_frames
 from svbatch.training.data import Example, Waveforms, augmented, fits, waveform_of
+from svbatch.training.progress import with_progress
 
 GAP_SAMPLES = (4_800, 16_000)
 FILL_SAMPLES = (96_000, WINDOW_SAMPLES)
@@ -151,7 +151,7 @@ def _lengths(examples: Sequence[Example], folder: Path) -> dict[int, int]:
     """Samples of every example that fits a window, by its index; decoded once."""
     path = folder / "lengths.json"
     if not path.exists():
-        measured = [len(waveform_of(example)) for example in tqdm(examples, desc="lengths", disable=None)]
+        measured = [len(waveform_of(example)) for example in with_progress(examples, "lengths")]
         _write_whole(path, json.dumps(measured))
     return {i: n for i, n in enumerate(json.loads(path.read_text())) if fits(n)}
 
@@ -171,7 +171,7 @@ def _fill(
     for number in range(num_passes):
         windows = list(_pack(lengths, listener.frame_samples, np.random.default_rng([seed, number])))
         starts = range(0, len(windows), WINDOWS_PER_SHARD)
-        for start in tqdm(starts, desc=f"frames, pass {number + 1}", disable=None):
+        for start in with_progress(starts, f"frames, pass {number + 1}"):
             shard = folder / f"pass{number}-{start:06d}.npy"
             index = shard.with_suffix(".json")
             if not index.exists():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from svbatch.annotate import detector_of
 from svbatch.ask import ask
@@ -23,6 +22,7 @@ from svbatch.training.benchmarks import speaker_counts
 from svbatch.training.data import Example, read_waveform
 from svbatch.training.known import known_answers
 from svbatch.training.normaliser import normalised
+from svbatch.training.progress import with_progress
 from svbatch.training.questions import lookalikes
 
 EXAMPLES_AT_ONCE = 8
@@ -54,7 +54,7 @@ class Asked:
 def heard_examples(examples: Sequence[Example], model: Model) -> Iterator[Listened]:
     """Every example heard."""
     activity = load_task("speech_activity", Path())
-    for start in tqdm(range(0, len(examples), EXAMPLES_AT_ONCE), desc="listen", disable=None):
+    for start in with_progress(range(0, len(examples), EXAMPLES_AT_ONCE), "listen"):
         batch = examples[start : start + EXAMPLES_AT_ONCE]
         sounds = [read_waveform(example.path) for example in batch]
         speech = [speech_segments(sound, detector_of(model)) for sound in sounds]
@@ -74,7 +74,7 @@ def heard_examples(examples: Sequence[Example], model: Model) -> Iterator[Listen
 def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[Asked]:
     """Of each English recording with a text a word that is said and one that is not, asked."""
     asked = []
-    for each, word, truth in tqdm(_keyword_questions(heard, seed), desc="keyword_search", disable=None):
+    for each, word, truth in with_progress(_keyword_questions(heard, seed), "keyword_search"):
         task = load_task({"keyword_search": {"keywords": [word]}}, Path())
         with torch.inference_mode():
             found = _closed(task, each.hearings, model)
@@ -114,7 +114,7 @@ def asked_speaker_counts(examples: Sequence[Example], model: Model, seed: int) -
     """speaker_count asked of clips that are joined as for its test."""
     told: list[tuple[Hearing, str]] = []
     items = speaker_counts(examples, seed)
-    for start in tqdm(range(0, len(items), EXAMPLES_AT_ONCE), desc="speaker_count", disable=None):
+    for start in with_progress(range(0, len(items), EXAMPLES_AT_ONCE), "speaker_count"):
         batch = [(item.load(), item.truth) for item in items[start : start + EXAMPLES_AT_ONCE]]
         first = [(sound, s, truth) for sound, truth in batch for s in speech_segments(sound, detector_of(model))[:1]]
         spans = [Span(sound[s.start : s.end], s.start_s, False) for sound, s, _ in first]

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from tqdm import tqdm
 
 from svbatch.errors import SvbatchError, TrainingError
+from svbatch.training.progress import with_progress
 from svbatch.training.voices import SAMPLE_RATE_HZ, VOICES, Voice, choose_voices, missing_packages, speak
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def synthesise(
     spoken = _spoken(manifest)
     new = [utterance for utterance in utterances[:limit] if utterance.audio not in spoken]
     with manifest.open("a", encoding="utf-8") as rows:
-        for utterance in tqdm(new, unit="sentence", disable=None):
+        for utterance in with_progress(new, "sentences"):
             rows.write(json.dumps(_write(utterance, output), ensure_ascii=False) + "\n")
             rows.flush()
     return len(new)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from svbatch.onnx import OnnxSession
 from svbatch.speech.encoder import encode
 from svbatch.speech.recogniser import Recogniser
 from svbatch.training.data import Example, fits, waveform_of
+from svbatch.training.progress import with_progress
 
 BATCH = 8
 WORDED = {"intent", "keywords", "question", "sentiment", "slots", "translation"}
@@ -39,7 +39,7 @@ def recognised(
         done = dict(json.loads(line) for line in content[:whole].splitlines())
     missing = [i for i in indices if examples[i].key not in done]
     with cache.open("a", encoding="utf-8") as file:
-        for start in tqdm(range(0, len(missing), BATCH), desc="transcripts", disable=None):
+        for start in with_progress(range(0, len(missing), BATCH), "transcripts"):
             batch = missing[start : start + BATCH]
             sounds = [waveform_of(examples[i]) for i in batch]
             fitting = [(i, s) for i, s in zip(batch, sounds, strict=True) if fits(len(s))]

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from click.testing import CliRunner
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedModel,
@@ -21,6 +22,8 @@ from transformers import (
     WavLMConfig,
     WavLMModel,
 )
+
+from svbatch.cli import main
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 TEXTS = [
@@ -91,6 +94,22 @@ def spoken(bursts, tmp_path_factory) -> Path:
     rows.append({"audio": "noise.wav", "speech": False})
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def trained(exporting, tmp_path) -> Callable[[dict, Path, Path], Path]:
+    """trained(recipe, data, cache): the folder of what `svbatch train` has made by it."""
+
+    def train(recipe: dict, data: Path, cache: Path) -> Path:
+        path, output = tmp_path / "recipe.yaml", tmp_path / "out"
+        path.write_text(yaml.safe_dump(recipe))
+        options = ["--data", str(data), "--output", str(output), "--cache", str(cache)]
+        with exporting():
+            done = CliRunner().invoke(main, ["train", str(path), *options], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return output
+
+    return train
 
 
 def write_recipe(folder: Path, kind: str, **changes: object) -> Path:

@@ -1,15 +1,11 @@
 import json
 
-import yaml
-from click.testing import CliRunner
-
 from svbatch.bundle import find_bundle
-from svbatch.cli import main
 from svbatch.model import load_model
 from svbatch.training.cascade import load_cascade
 
 
-def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_bundle, spoken, tmp_path, exporting):
+def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_bundle, spoken, tmp_path, trained):
     told = [
         json.dumps({"audio": f"{spoken}/{n}.wav", "sentiment": ["positive", "negative", "neutral"][n % 3]})
         for n in range(30)
@@ -34,13 +30,7 @@ def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_b
         "stages": [{"name": "words", "tokens_per_batch": 200, "questions": {"asr": 1.0}, "modes": {"text": 1.0},
                     "schedule": {"steps": 1, "warmup_steps": 1, "learning_rate": {"adapter": 1e-3}}}],
     }  # fmt: skip
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    arguments = ["train", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "out")]
-    with exporting():
-        done = CliRunner().invoke(main, [*arguments, "--cache", str(tiny_bundle.cache)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    made = find_bundle(str(tmp_path / "out" / "bundle"), cache=tiny_bundle.cache)
+    made = find_bundle(str(trained(recipe, tmp_path, tiny_bundle.cache) / "bundle"), cache=tiny_bundle.cache)
     assert made.manifest.calibration.keys() == {"sentiment"}
     model = load_model(tiny_bundle, "cpu", "float32")
     cascade, _ = load_cascade(tiny_bundle, str(made.folder), model, "float32")

@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 
 from svbatch.bundle import find_bundle
-from svbatch.cli import main
 from svbatch.errors import TrainingError
 from svbatch.hear import Span, hear
 from svbatch.model import load_encoder, load_model
@@ -109,9 +107,7 @@ def test_a_tone_stage_without_a_head_is_refused(tmp_path):
         load_recipe(tmp_path / "recipe.yaml")
 
 
-def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(
-    tiny_base, bursts, spoken, tmp_path, exporting
-):
+def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(tiny_base, bursts, spoken, trained):
     recipe = {
         "name": "toned",
         "parts": str(tiny_base.folder),
@@ -131,17 +127,12 @@ def test_a_recipe_with_a_tone_stage_makes_a_bundle_that_is_told_the_tone(
              "schedule": {"steps": 2, "warmup_steps": 1, "learning_rate": {"adapter": 1e-3}}},
         ],
     }  # fmt: skip
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    arguments = ["train", str(path), "--data", str(spoken), "--output", str(tmp_path / "out")]
-    with exporting():
-        done = CliRunner().invoke(main, [*arguments, "--cache", str(tiny_base.cache)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    output = trained(recipe, spoken, tiny_base.cache)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     [measured] = [line for line in lines if line["stage"] == "tone" and line["step"] == 10 and "validation" not in line]
     assert "emotion" in measured
-    assert (tmp_path / "out" / "tone-best.pt").exists()
-    made = load_model(find_bundle(str(tmp_path / "out" / "bundle"), cache=tiny_base.cache), "cpu", "float32")
+    assert (output / "tone-best.pt").exists()
+    made = load_model(find_bundle(str(output / "bundle"), cache=tiny_base.cache), "cpu", "float32")
     sound = bursts(2.0, seed=1)
     [hearing] = hear([Span(sound, 0.0, transcribed=False)], made)
     assert len(hearing.speech) > 2
