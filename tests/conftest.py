@@ -280,10 +280,10 @@ def tiny_parts(tiny_base, tiny_recipe) -> Trained:
 def tiny_bundle(tiny_base, tiny_parts, tiny_recipe, tmp_path_factory) -> Bundle:
     """The whole of it, published as training publishes it."""
     folder = tmp_path_factory.mktemp("bundle")
-    card = {"description": "random weights for tests", "data": [], "figures": {}, "not_for": "anything but tests"}
+    facts = {"description": "random weights for tests", "data": [], "figures": {}, "not_for": "anything but tests"}
     with _exporting():
         calibration = {"speech_activity": Calibration(temperature=2.0)}
-        publish(tiny_parts, tiny_recipe, tiny_base, folder, calibration=calibration, card=card)
+        publish(tiny_parts, tiny_recipe, tiny_base, folder, calibration=calibration, facts=facts)
     return find_bundle(str(folder), cache=tiny_base.cache)
 
 

@@ -1,8 +1,7 @@
 """svbatch bundle, export, train, evaluate, doctor: make, measure, export and inspect models."""
 
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +10,6 @@ import click
 if TYPE_CHECKING:
     from svbatch.bundle import Bundle
     from svbatch.training.answering import Mode
-    from svbatch.training.data import Example
 
 cache_option = click.option(
     "--cache", type=click.Path(path_type=Path), help="Where weights are kept (or SVBATCH_CACHE)."
@@ -161,20 +159,21 @@ def train(recipe: Path, data: Path | None, output: Path | None, parameters: bool
         return
     if data is None or output is None:
         raise click.UsageError("Missing option '--data' or '--output'.")
+    from svbatch.training.card import sources
     from svbatch.training.data import read_manifests
     from svbatch.training.parts import frozen_parts
     from svbatch.training.publish import make
 
-    sources = _sources(read_manifests(data, loaded.manifests))  # a missing manifest is told before hours of work
+    trained_on = sources(read_manifests(data, loaded.manifests))  # a missing manifest is told before hours of work
     read_manifests(data, loaded.calibration)
     base = frozen_parts(loaded, recipe.parent, output / "parts", cache)
-    card = {
+    facts = {
         "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {base.manifest.name}",
-        "data": sources,
+        "data": trained_on,
         "figures": {},
         "not_for": base.manifest.not_for,
     }
-    made = make(loaded, base, data, output, card)
+    made = make(loaded, base, data, output, facts)
     if made is not None:
         click.echo(f"bundle {made.id} in {made.folder}; `svbatch evaluate` measures it")
 
@@ -274,12 +273,6 @@ def doctor(cache: Path | None) -> None:
     marks = {True: "ok", False: "no", None: ""}
     for finding in diagnose(cache):
         click.echo(f"{marks[finding.works]:3}{finding.subject:18}{finding.detail}")
-
-
-def _sources(examples: "Sequence[Example]") -> list[dict[str, Any]]:
-    """Source, licence and number of examples of what was trained on, for the bundle's card."""
-    counts = Counter((example.source, example.licence) for example in examples)
-    return [{"source": s, "licence": li, "examples": count} for (s, li), count in counts.items()]
 
 
 def _shown(found: "Bundle") -> Iterator[str]:

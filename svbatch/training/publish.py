@@ -16,6 +16,7 @@ from svbatch.language.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adap
 from svbatch.model import choose_precision, load_model
 from svbatch.speech.export import export_projector
 from svbatch.training.calibrate import calibrate, calibrate_reader
+from svbatch.training.card import card
 from svbatch.training.cascade import load_cascade
 from svbatch.training.data import held_out, read_manifests
 from svbatch.training.recipe import Recipe
@@ -27,14 +28,14 @@ CARD = "README.md"
 KEPT = {"version", "encoder", "voice_activity", "recogniser", "llm", "fetched"}
 
 
-def make(recipe: Recipe, base: Bundle, data: Path, output: Path, card: Mapping[str, Any]) -> Bundle | None:
+def make(recipe: Recipe, base: Bundle, data: Path, output: Path, facts: Mapping[str, Any]) -> Bundle | None:
     """Trains by `recipe` as `train` does, publishes in output/bundle, and calibrates on what was held out. Of several
     processes the first does so; the others have nothing to return."""
     parts = train(recipe, base, data, output)
     if not Accelerator().is_main_process:
         return None
     parts.llm.cpu()
-    made = publish(parts, recipe, base, output / "bundle", calibration={}, card=card)
+    made = publish(parts, recipe, base, output / "bundle", calibration={}, facts=facts)
     examples = read_manifests(data, recipe.manifests)
     aside = [examples[i] for i in sorted(held_out(examples, every=recipe.held_out_every))]
     told = read_manifests(data, recipe.calibration)
@@ -50,7 +51,14 @@ def revised(bundle: Bundle, changes: Mapping[str, Any]) -> Bundle:
     """The bundle with other values of some keys of bundle.json, which is written anew."""
     fields = bundle.manifest.model_dump(by_alias=True, exclude={"files"})
     licences = {name: file.licence for name, file in bundle.manifest.files.items()}
-    return replace(write_bundle(bundle.folder, fields | dict(changes), licences), cache_option=bundle.cache_option)
+    return _written(bundle.folder, fields | dict(changes), licences, bundle.cache_option)
+
+
+def _written(folder: Path, fields: dict[str, Any], licences: Mapping[str, str], cache: Path | None) -> Bundle:
+    """bundle.json, and beside it the card that follows from it."""
+    bundle = write_bundle(folder, fields, licences)
+    (folder / CARD).write_text(card(bundle.manifest), encoding="utf-8")
+    return replace(bundle, cache_option=cache)
 
 
 def plain(calibration: Mapping[str, Calibration]) -> dict[str, dict[str, float]]:
@@ -80,11 +88,11 @@ def publish(
     folder: Path,
     *,
     calibration: Mapping[str, Calibration],
-    card: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> Bundle:
     """Writes the bundle `folder` from the trained parts and what `base` brings, and returns it.
 
-    `card` holds bundle.json's description, data, figures and not_for.
+    `facts` hold bundle.json's description, data, figures and not_for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = base.manifest
@@ -120,6 +128,6 @@ def publish(
         "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},
         "calibration": plain(calibration),
         "recipe": recipe.model_dump() | origin,
-        **card,
+        **facts,
     }
-    return replace(write_bundle(folder, fields, licences), cache_option=base.cache_option)
+    return _written(folder, fields, licences, base.cache_option)

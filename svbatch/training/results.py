@@ -7,6 +7,7 @@ from typing import Any
 from svbatch.errors import TrainingError
 from svbatch.training.benchmark import MIN_ITEMS, MIN_SPEAKERS
 from svbatch.training.figures import BASELINES, WHOLE, Figure, wording_spread
+from svbatch.training.markdown import markdown_table
 
 try:
     from matplotlib.figure import Figure as Canvas
@@ -19,7 +20,7 @@ HEADINGS |= {"macro_f1": "F1", "slu_f1": "SLU-F1"}
 
 def tests_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of tests (svbatch.training.benchmarks.table) in Markdown."""
-    return _table(
+    return markdown_table(
         ["test", "metric", "recordings", "speakers", "kind", "standing", "sources", "confounded by"],
         [
             [
@@ -86,7 +87,7 @@ def _figures_table(whole: Sequence[Figure]) -> str:
         name = test if next(iter(own.values())).counted else f"{test} (indicative)"
         metric = HEADINGS[next(iter(own.values())).metric]
         rows.append([name, metric, *(_interval(own[s]) if s in own else "" for s in systems)])
-    return _table(["test", "metric", *systems], rows)
+    return markdown_table(["test", "metric", *systems], rows)
 
 
 def _interval(figure: Figure) -> str:
@@ -102,11 +103,11 @@ def _comparison_table(whole: Sequence[Figure]) -> str:
             bounds = f"{figure.difference:+.1f} ({figure.difference_low:+.1f} to {figure.difference_high:+.1f})"
             standing = figure.verdict if figure.counted else f"{figure.verdict} (indicative)"
             rows.append([figure.test, figure.system, figure.baseline, bounds, standing])
-    return _table(["test", "system", "baseline", "difference", "verdict"], rows)
+    return markdown_table(["test", "system", "baseline", "difference", "verdict"], rows)
 
 
 def _spread_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _table(
+    return markdown_table(
         ["test", "system", "default", "held out", "largest difference"],
         [
             [
@@ -129,12 +130,7 @@ def _source_table(found: Sequence[Figure]) -> str:
         first = next(iter(own.values()))
         values = [f"{own[s].value:.1f}" if s in own else "" for s in systems]
         rows.append([test, source, HEADINGS[first.metric], first.items, first.speakers or "unknown", *values])
-    return _table(["test", "source", "metric", "recordings", "speakers", *systems], rows)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return markdown_table(["test", "source", "metric", "recordings", "speakers", *systems], rows)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

@@ -121,7 +121,7 @@ def test_a_bundle_that_is_trained_over_another_keeps_its_detector(
     base = replace(tiny_base, manifest=type(tiny_base.manifest).model_validate(fields))
     card = {"description": "for a test", "data": [], "figures": {}, "not_for": ""}
     with exporting():
-        made = publish(tiny_parts, tiny_recipe, base, tmp_path / "made", calibration={}, card=card)
+        made = publish(tiny_parts, tiny_recipe, base, tmp_path / "made", calibration={}, facts=card)
     assert made.manifest.voice_activity == VoiceActivityPart(graph="detector.onnx")
     assert made.id != replace(made, manifest=made.manifest.model_copy(update={"voice_activity": None})).id
     fetch(made)

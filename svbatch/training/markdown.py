@@ -1,0 +1,10 @@
+"""Tables as Markdown has them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A line for the columns and one for each row, without a line break after the last."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
