@@ -18,7 +18,7 @@ RECORDINGS_LOOKED_UP = 50_000  # at once: the uris of the output are hashed anew
 ANSWER_SETTINGS = {"segmentation": "energy gate 2, voice activity 1", "hearing": 3}
 """What else changes an answer, for task_version."""
 LABEL_SETTINGS = {"scoring": 2}
-"""… and one that is a label."""
+"""What else changes a label, and no other answer: the habit that is taken off."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def train(recipe: Path, data: Path | None, output: Path | None, parameters: bool
     base = frozen_parts(loaded, recipe.parent, output / "parts", cache)
     facts = {
         "description": f"{loaded.name}: projector and adapter trained over the frozen parts of {base.manifest.name}",
-        "data": trained_on,
+        "data": [*(base.manifest.data if loaded.continues else []), *trained_on],
         "figures": {},
         "not_for": base.manifest.not_for,
     }
@@ -245,11 +245,10 @@ def evaluate(
     found = find_bundle(name, cache=cache)
     fetch(found)
     chosen = choose_precision(precision, "cpu")
-    model = load_model(found, "cpu", chosen)
     measure(
         tests,
         found,
-        model,
+        load_model(found, "cpu", chosen),
         output,
         precision=chosen,
         modes=modes or ("audio", "both"),

@@ -17,7 +17,8 @@ def sources(examples: Sequence[Example]) -> list[dict[str, Any]]:
         origins.setdefault((example.source, example.licence), []).append(example)
     found = []
     for (source, licence), own in origins.items():
-        seconds = [float(e.labels["duration"]) for e in own if e.labels.get("duration") is not None]
+        said = [example.labels.get("duration") for example in own]
+        seconds = [each for each in said if isinstance(each, int | float)]
         hours = {"hours": round(sum(seconds) / 3600, 2)} if len(seconds) == len(own) else {}
         found.append({"source": source, "licence": licence, "examples": len(own), **hours})
     return found
@@ -25,6 +26,8 @@ def sources(examples: Sequence[Example]) -> list[dict[str, Any]]:
 
 def card(manifest: Manifest) -> str:
     """The whole page; it follows from bundle.json alone."""
+    recipe = manifest.recipe
+    kept = recipe.get("held_out_every")
     parts = [
         f"# {manifest.name} {manifest.version}",
         manifest.description,
@@ -38,9 +41,10 @@ def card(manifest: Manifest) -> str:
             ["source", "licence", "recordings", "hours"],
             ([row["source"], row["licence"], row["examples"], row.get("hours", "")] for row in manifest.data),
         ),
+        *([f"One speaker in {kept} of them is kept aside, for choosing and calibrating."] if kept else []),
         "## Training",
-        markdown_table(["stage", "steps", "learns"], map(_stage, manifest.recipe.get("stages", []))),
-        *([f"History: {manifest.recipe['history']}."] if "history" in manifest.recipe else []),
+        markdown_table(["stage", "steps", "learns"], map(_stage, recipe.get("stages", []))),
+        *(f"{key.replace('_', ' ')}: {recipe[key]}" for key in ("continued_from", "history") if key in recipe),
         f"Probabilities are calibrated of: {', '.join(manifest.calibration) or 'nothing'}.",
         "## Figures",
         *_figures(manifest.figures),
@@ -65,7 +69,8 @@ def _figures(figures: Mapping[str, Any]) -> Iterable[str]:
         yield "None were measured."
         return
     systems = list(dict.fromkeys(key for test in tests.values() for key in test if isinstance(test[key], Mapping)))
-    yield "\n".join(f"- {name}: {said}" for name, said in figures.items() if name not in tests)
+    if notes := [f"- {name}: {said}" for name, said in figures.items() if name not in tests]:
+        yield "\n".join(notes)
     rows = (
         [
             f"{name} (indicative)" if test.get("indicative") else name,

@@ -146,9 +146,11 @@ def optimise(
 def _training(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     for module in modules.values():
         module.train()
-    yield
-    for module in modules.values():
-        module.eval()
+    try:
+        yield
+    finally:
+        for module in modules.values():
+            module.eval()
 
 
 def _optimiser(modules: Mapping[str, nn.Module], schedule: Schedule) -> torch.optim.Optimizer:

@@ -13,7 +13,8 @@ from svbatch.speech.projector import ConvolutionalProjector, Projector
 from svbatch.training.recipe import Recipe
 
 FREE = {"dropout", "voice_layer"}
-"""What a recipe may change of a projector that it continues."""
+"""What is not compared of a projector that continues: the first changes no weight, the second is in the encoder."""
+START = "continues.txt"
 
 
 def take_up(recipe: Recipe, bundle: Bundle, projector: Projector | ConvolutionalProjector, llm: Any) -> Tensor | None:
@@ -37,6 +38,13 @@ def take_up(recipe: Recipe, bundle: Bundle, projector: Projector | Convolutional
     weights = load_file(bundle.path(manifest.projector.weights))
     token_ids = weights.pop("token_ids", None)
     own = projector.state_dict()
+    odd = sorted(own.keys() ^ weights.keys())
+    odd += [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if odd:
+        raise TrainingError(
+            f"continues: {len(odd)} tensors of the recipe's projector are not as in {bundle.ref} (first: {odd[0]}); "
+            "give the bundle `parts` that were made with the same layers and labels, or leave out `continues`"
+        )
     projector.load_state_dict({name: weight.to(own[name].dtype) for name, weight in weights.items()})
     return None if token_ids is None else token_ids.long()
 
@@ -51,13 +59,19 @@ def _require_same(part: str, wanted: dict[str, Any], learnt: dict[str, Any], bun
 
 
 def require_same_start(recipe: Recipe, bundle: Bundle, output: Path) -> None:
-    """Notes in `output` what the training there continues. Raises TrainingError if a run before began with another:
-    a checkpoint holds only what learns."""
-    path = output / "continues.txt"
-    if recipe.continues and path.exists() and path.read_text() != bundle.id:
+    """Raises TrainingError where checkpoints in `output` began with another bundle: they hold only what learns."""
+    noted = output / START
+    began, now = noted.read_text() if noted.exists() else "", bundle.id if recipe.continues else ""
+    if began != now and any(output.glob("*.pt")):
         raise TrainingError(
-            f"{path}: training here began with the bundle {path.read_text()}, and {recipe.parts} is now {bundle.id}; "
-            "give that bundle by `parts`, or another --output"
+            f"{noted}: training here began with {began or 'no bundle'}, and would go on from {now or 'none'}; "
+            "write `parts` and `continues` as they were, or give another --output"
         )
+
+
+def note_start(recipe: Recipe, bundle: Bundle, output: Path) -> None:
+    """Notes in `output` what training there continues."""
     if recipe.continues:
-        path.write_text(bundle.id)
+        part = output / f"{START}.part"
+        part.write_text(bundle.id)
+        part.replace(output / START)

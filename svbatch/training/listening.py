@@ -19,7 +19,7 @@ from svbatch.score import heard_labels, written_words
 from svbatch.tasks.answers import Answer
 from svbatch.tasks.task import Task, library_labels, load_task
 from svbatch.training.benchmarks import speaker_counts
-from svbatch.training.data import Example, read_waveform
+from svbatch.training.data import Example, waveform_of
 from svbatch.training.known import known_answers
 from svbatch.training.normaliser import normalised
 from svbatch.training.progress import with_progress
@@ -56,7 +56,7 @@ def heard_examples(examples: Sequence[Example], model: Model) -> Iterator[Listen
     activity = load_task("speech_activity", Path())
     for start in with_progress(range(0, len(examples), EXAMPLES_AT_ONCE), "listen"):
         batch = examples[start : start + EXAMPLES_AT_ONCE]
-        sounds = [read_waveform(example.path) for example in batch]
+        sounds = [waveform_of(example) for example in batch]
         speech = [speech_segments(sound, detector_of(model)) for sound in sounds]
         segments = [(i, s) for i, own in enumerate(speech) for s in own]
         parts = [(i, s) for i, own in enumerate(speech) for s in windows(sounds[i].size, own)]

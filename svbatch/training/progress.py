@@ -1,6 +1,7 @@
 """How far training and measuring have come: a bar on a terminal, a JSON line now and then elsewhere."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ Thing = TypeVar("Thing")
 
 def with_progress(things: Sequence[Thing], what: str, *, done: int = 0) -> Iterator[Thing]:
     """The things one by one, told on standard error as `what`; `done` of them were done before."""
+    if os.environ.get("RANK", "0") != "0":  # one of several processes that are trained in; the first tells
+        yield from things
+        return
     if sys.stderr.isatty():
         yield from tqdm(things, desc=what, initial=done, total=done + len(things))
         return

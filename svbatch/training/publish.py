@@ -20,7 +20,7 @@ from svbatch.training.card import card
 from svbatch.training.cascade import load_cascade
 from svbatch.training.data import held_out, read_manifests
 from svbatch.training.recipe import Recipe
-from svbatch.training.stages import Trained, train
+from svbatch.training.stages import Trained, precision_of, train
 
 PROJECTOR_GRAPH = "projector.onnx"
 PROJECTOR_WEIGHTS = "projector.safetensors"
@@ -127,7 +127,7 @@ def publish(
         "readout": {"num_tokens": len(parts.readout.token_ids)} if parts.readout else {},
         "adapter": {"weights": ADAPTER_WEIGHTS, "config": recipe.adapter.model_dump()},
         "calibration": plain(calibration),
-        "recipe": recipe.model_dump() | origin,
+        "recipe": recipe.model_dump() | {"precision": precision_of(recipe)} | origin,
         **facts,
     }
     return _written(folder, fields, licences, base.cache_option)

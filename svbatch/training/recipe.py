@@ -173,8 +173,10 @@ class Recipe(_Part):
 
     @property
     def hears_nothing(self) -> bool:
-        """Whether transcripts alone are learnt from, as by a cascade."""
-        return all(isinstance(stage, LanguageStage) and set(stage.modes) == {"text"} for stage in self.stages)
+        """Whether transcripts alone were ever learnt from, as by a cascade."""
+        asking = [stage for stage in self.stages if isinstance(stage, LanguageStage)]
+        modes = {mode for stage in asking for mode, share in stage.modes.items() if share}
+        return not self.continues and len(asking) == len(self.stages) and modes == {"text"}
 
     @property
     def voice_layer(self) -> int | None:

@@ -30,7 +30,7 @@ from svbatch.speech.readout import Readout, spoken_form
 from svbatch.speech.tone import word_embedding
 from svbatch.training.align import Aligner, scored_tokens
 from svbatch.training.checkpoints import Validation, optimise
-from svbatch.training.continued import require_same_start, take_up
+from svbatch.training.continued import note_start, require_same_start, take_up
 from svbatch.training.data import Example, held_out, read_manifests
 from svbatch.training.frames import Heard, Listener, cached_frames
 from svbatch.training.questions import Question, Questioner
@@ -80,6 +80,8 @@ def train(recipe: Recipe, bundle: Bundle, data: Path, output: Path) -> Trained:
         parts = build(recipe, bundle, corpus.examples)
     parts.projector.to(accelerator.device)
     parts.llm.to(accelerator.device)
+    if accelerator.is_main_process:
+        note_start(recipe, bundle, output)
     if parts.readout is not None:
         parts = replace(parts, readout=_moved(parts.readout, parts.projector, accelerator.device))
     for stage in recipe.stages:
@@ -166,7 +168,8 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
 
 
 def precision_of(recipe: Recipe) -> Precision:
-    """What the LLM's stages compute in; where bfloat16 is not multiplied natively, it takes thirty times as long."""
+    """What the LLM's stages compute in; a processor that does not multiply bfloat16 itself takes
+    thirty times as long for it as for float32."""
     return choose_precision(recipe.precision, choose_device("auto"))
 
 

@@ -119,9 +119,9 @@ def test_a_bundle_that_is_trained_over_another_keeps_its_detector(
     fields |= {"voice_activity": {"graph": "detector.onnx"}}
     fields["fetched"] |= {"detector.onnx": entry}
     base = replace(tiny_base, manifest=type(tiny_base.manifest).model_validate(fields))
-    card = {"description": "for a test", "data": [], "figures": {}, "not_for": ""}
+    facts = {"description": "for a test", "data": [], "figures": {}, "not_for": ""}
     with exporting():
-        made = publish(tiny_parts, tiny_recipe, base, tmp_path / "made", calibration={}, facts=card)
+        made = publish(tiny_parts, tiny_recipe, base, tmp_path / "made", calibration={}, facts=facts)
     assert made.manifest.voice_activity == VoiceActivityPart(graph="detector.onnx")
     assert made.id != replace(made, manifest=made.manifest.model_copy(update={"voice_activity": None})).id
     fetch(made)

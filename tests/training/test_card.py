@@ -36,9 +36,11 @@ def test_a_bundle_is_published_with_its_card(tiny_bundle):
 
 
 def test_hours_are_those_that_the_manifest_says():
+    odd = Example(Path("o.wav"), source="odd", labels={"duration": "00:12"})
     calls = [Example(Path(f"{n}.wav"), source="calls", licence="ours", labels={"duration": 90.0}) for n in range(20)]
     noise = [Example(Path("n.wav"), source="noise", labels={"duration": 9.0}), Example(Path("m.wav"), source="noise")]
-    assert sources([*calls, *noise]) == [
+    assert sources([*calls, *noise, odd]) == [
         {"source": "calls", "licence": "ours", "examples": 20, "hours": 0.5},
         {"source": "noise", "licence": "", "examples": 2},
+        {"source": "odd", "licence": "", "examples": 1},
     ]

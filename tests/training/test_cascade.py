@@ -1,8 +1,10 @@
 import json
 
 from svbatch.bundle import find_bundle
-from svbatch.model import load_model
+from svbatch.model import choose_precision, load_model
+from svbatch.training.calibrate import calibrate_reader
 from svbatch.training.cascade import load_cascade
+from svbatch.training.data import read_manifest
 
 
 def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_bundle, spoken, tmp_path, trained):
@@ -31,8 +33,10 @@ def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_b
                     "schedule": {"steps": 1, "warmup_steps": 1, "learning_rate": {"adapter": 1e-3}}}],
     }  # fmt: skip
     made = find_bundle(str(trained(recipe, tmp_path, tiny_bundle.cache) / "bundle"), cache=tiny_bundle.cache)
+    precision = choose_precision("auto", "cpu")
+    model = load_model(tiny_bundle, "cpu", precision)
+    cascade, _ = load_cascade(tiny_bundle, str(made.folder), model, precision)
+    assert made.manifest.calibration == calibrate_reader(read_manifest(tmp_path / "told.jsonl"), cascade)
     assert made.manifest.calibration.keys() == {"sentiment"}
-    model = load_model(tiny_bundle, "cpu", "float32")
-    cascade, _ = load_cascade(tiny_bundle, str(made.folder), model, "float32")
     assert cascade.calibration == made.manifest.calibration
     assert cascade.habits is not model.habits

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import trainable_state
-from svbatch.training.continued import require_same_start
+from svbatch.training.continued import note_start, require_same_start, take_up
 from svbatch.training.data import Example
 from svbatch.training.recipe import Recipe
 from svbatch.training.stages import build
@@ -56,10 +56,22 @@ def test_another_dropout_is_not(tiny_bundle, tiny_recipe):
 
 def test_a_training_that_began_with_another_bundle_does_not_go_on(tiny_bundle, tiny_base, tiny_recipe, tmp_path):
     goes_on = tiny_recipe.model_copy(update={"continues": BOTH})
+    note_start(goes_on, tiny_base, tmp_path)
+    require_same_start(goes_on, tiny_bundle, tmp_path)  # nothing has learnt yet
+    note_start(goes_on, tiny_bundle, tmp_path)
+    (tmp_path / "all.pt").touch()
     require_same_start(goes_on, tiny_bundle, tmp_path)
-    require_same_start(goes_on, tiny_bundle, tmp_path)
-    with pytest.raises(TrainingError, match=f"began with the bundle {tiny_bundle.id}, and .* is now {tiny_base.id}"):
+    with pytest.raises(TrainingError, match=f"began with {tiny_bundle.id}, and would go on from {tiny_base.id}"):
         require_same_start(goes_on, tiny_base, tmp_path)
+    with pytest.raises(TrainingError, match=f"began with {tiny_bundle.id}, and would go on from none"):
+        require_same_start(tiny_recipe, tiny_bundle, tmp_path)
+
+
+def test_labels_of_the_voice_that_are_others_are_refused(tiny_bundle, tiny_recipe, tiny_parts):
+    fewer = tiny_recipe.model_copy(update={"projector": tiny_recipe.projector.model_copy(update={"tone": ["gender"]})})
+    other = build(fewer, tiny_bundle, OTHERS).projector
+    with pytest.raises(TrainingError, match=r"continues: \d+ tensors of the recipe's projector are not as in .*first:"):
+        take_up(tiny_recipe.model_copy(update={"continues": ["projector"]}), tiny_bundle, other, tiny_parts.llm)
 
 
 def test_a_bundle_that_has_learnt_nothing_is_refused(tiny_base, tiny_recipe):
