@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 
 from svbatch.bundle import find_bundle
 from svbatch.model import choose_precision, load_model
 from svbatch.training.calibrate import calibrate_reader
 from svbatch.training.cascade import load_cascade
 from svbatch.training.data import read_manifest
+from svbatch.training.recipe import load_recipe
 
 
 def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_bundle, spoken, tmp_path, trained):
@@ -40,3 +42,14 @@ def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_b
     assert made.manifest.calibration.keys() == {"sentiment"}
     assert cascade.calibration == made.manifest.calibration
     assert cascade.habits is not model.habits
+
+
+def test_what_was_taught_by_transcripts_alone_is_a_cascade_and_what_goes_on_from_ears_is_none():
+    cascade = load_recipe(Path("jobs/train/mini_cascade.yaml"))
+    [stage] = cascade.stages
+    deaf = stage.model_copy(update={"modes": {"text": 1.0, "audio": 0.0}})
+    assert cascade.hears_nothing
+    assert cascade.model_copy(update={"stages": [deaf]}).hears_nothing
+    assert not cascade.model_copy(update={"continues": ["projector", "adapter"]}).hears_nothing
+    assert not cascade.model_copy(update={"stages": []}).hears_nothing
+    assert not load_recipe(Path("jobs/train/mini.yaml")).hears_nothing
