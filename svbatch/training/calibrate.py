@@ -78,11 +78,11 @@ def fitted_labels(judged: Judged) -> Calibration:
         logits = (scores - share * habit) * of_llm + voice * of_voice
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none") @ shares
 
-    of_llm, of_voice, share = (round(float(weight), 4) for weight in _within(_minimised(loss, [0.0, -1.0, 0.0])))
+    of_llm, of_voice, share = map(float, _within(_minimised(loss, [0.0, -1.0, 0.0])))
     return Calibration(
         temperature=round(1 / of_llm, 4),
-        habit=share,
-        voice=of_voice if judged.voice else 0.0,
+        habit=round(share, 4),
+        voice=round(of_voice, 4) if judged.voice else 0.0,
         labels=list(judged.labels),
     )
 

@@ -11,7 +11,6 @@ from svbatch.training.markdown import markdown_table
 def sources(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Source, licence, number of examples and hours of what was trained on; no hours where a manifest lacks some
     `duration`."""
-
     origins: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
         origins.setdefault((example.source, example.licence), []).append(example)

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import random
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import soundfile
 
 from svbatch.errors import SvbatchError, TrainingError
+from svbatch.training.json_lines import whole_lines
 from svbatch.training.progress import with_progress
 from svbatch.training.voices import SAMPLE_RATE_HZ, VOICES, Voice, choose_voices, missing_packages, speak
 
@@ -74,7 +74,7 @@ def synthesise(
     random.Random(seed).shuffle(utterances)
     output.mkdir(parents=True, exist_ok=True)
     manifest = output / "manifest.jsonl"
-    spoken = _spoken(manifest)
+    spoken = {json.loads(line)["audio"] for line in whole_lines(manifest)}
     new = [utterance for utterance in utterances[:limit] if utterance.audio not in spoken]
     with manifest.open("a", encoding="utf-8") as rows:
         for utterance in with_progress(new, "sentences"):
@@ -132,16 +132,6 @@ def draw(text: str, labels: dict[str, Any], *, voices: Sequence[Voice], seed: in
     synthesiser = dice.choice(sorted({voice.synthesiser for voice in voices}))
     voice = dice.choice([voice for voice in voices if voice.synthesiser == synthesiser])
     return Utterance(text, labels, voice, round(dice.uniform(*RATES), 2), dice.randint(*PITCHES))
-
-
-def _spoken(manifest: Path) -> set[str]:
-    """Audio names in the manifest, after cutting off the half line that a killed run may have left."""
-    if not manifest.exists():
-        return set()
-    content = manifest.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    os.truncate(manifest, whole)
-    return {json.loads(line)["audio"] for line in content[:whole].splitlines()}
 
 
 def _write(utterance: Utterance, output: Path) -> dict[str, Any]:

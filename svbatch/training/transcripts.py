@@ -1,7 +1,6 @@
 """The recogniser's transcripts of training clips, for the modes that read one; kept on disk as JSON lines."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from svbatch.onnx import OnnxSession
 from svbatch.speech.encoder import encode
 from svbatch.speech.recogniser import Recogniser
 from svbatch.training.data import Example, fits, waveform_of
+from svbatch.training.json_lines import whole_lines
 from svbatch.training.progress import with_progress
 
 BATCH = 8
@@ -30,13 +30,7 @@ def recognised(
 
     What stands in `cache` already is not asked again. Examples past the window are left out.
     """
-    done: dict[str, str] = {}
-    if cache.exists():
-        content = cache.read_bytes()
-        whole = content.rfind(b"\n") + 1  # a killed run may have left half a line
-        if whole < len(content):
-            os.truncate(cache, whole)
-        done = dict(json.loads(line) for line in content[:whole].splitlines())
+    done: dict[str, str] = dict(json.loads(line) for line in whole_lines(cache))
     missing = [i for i in indices if examples[i].key not in done]
     with cache.open("a", encoding="utf-8") as file:
         for start in with_progress(range(0, len(missing), BATCH), "transcripts"):
