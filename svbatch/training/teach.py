@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -107,7 +108,8 @@ def encoder_decoder_answers(
 def decoder_answers(
     llm: Any, tokenizer: Tokenizer, questions: Sequence[Question], speech: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As `encoder_decoder_answers`. All pairs of a hearing follow one prefix, and none sees another."""
+    """As `encoder_decoder_answers`. All pairs of a hearing follow one prefix, and none sees another; nor does a hearing
+    see those that lie on its line."""
     embed = llm.get_input_embeddings()
     device = embed.weight.device
     prompts_of = [_laid_out(tokenizer, q, len(v)) for q, v in zip(questions, speech, strict=True)]
@@ -115,20 +117,25 @@ def decoder_answers(
         torch.cat([embed(laid.before.to(device)), vectors.to(embed.weight.dtype), embed(laid.after.to(device))])
         for laid, vectors in zip(prompts_of, speech, strict=True)
     ]
+    lines = _lines([len(row) for row in rows])
     size = max(len(row) for row in rows)
-    mask = torch.stack([laid.mask(size) for laid in prompts_of])[:, None]
-    positions = nn.utils.rnn.pad_sequence([laid.positions for laid in prompts_of], batch_first=True)
+    mask = torch.stack([_padded_mask([prompts_of[i].sees() for i in line], size) for line in lines])[:, None]
+    positions = [torch.cat([prompts_of[i].positions for i in line]) for line in lines]
     hidden = (
         llm.get_base_model()
         .get_decoder()(
-            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            inputs_embeds=nn.utils.rnn.pad_sequence([torch.cat([rows[i] for i in line]) for line in lines], True),
             attention_mask=mask.to(device),
-            position_ids=positions.to(device),
+            position_ids=nn.utils.rnn.pad_sequence(positions, batch_first=True).to(device),
             use_cache=False,
         )
         .last_hidden_state
     )
-    places = torch.cat([i * hidden.shape[1] + laid.answers - 1 for i, laid in enumerate(prompts_of)])
+    starts: dict[int, int] = {}
+    for number, line in enumerate(lines):
+        ends = accumulate((len(rows[i]) for i in line), initial=number * size)
+        starts |= dict(zip(line, ends, strict=False))
+    places = torch.cat([starts[i] + laid.answers - 1 for i, laid in enumerate(prompts_of)])
     logits = llm.get_output_embeddings()(hidden.flatten(0, 1)[places.to(device)])
     ids = torch.cat([laid.answer_ids for laid in prompts_of]).to(device)
     each = nn.functional.cross_entropy(logits.float(), ids, reduction="none")
@@ -155,13 +162,36 @@ class _Laid:
     answer_ids: Tensor
     is_closed: Tensor
 
-    def mask(self, size: int) -> Tensor:
-        """(size, size), True where a place sees another: the prefix, and its own pair up to itself."""
+    def sees(self) -> Tensor:
+        """(N, N), True where a place sees another: the prefix, and its own pair up to itself."""
         causal = torch.ones(len(self.pair), len(self.pair), dtype=torch.bool).tril()
-        seen = causal & ((self.pair[None, :] == 0) | (self.pair[None, :] == self.pair[:, None]))
-        padded = torch.eye(size, dtype=torch.bool)
-        padded[: len(seen), : len(seen)] = seen
-        return padded
+        return causal & ((self.pair[None, :] == 0) | (self.pair[None, :] == self.pair[:, None]))
+
+
+def _lines(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows laid side by side on lines as long as the longest, each on the first that has room for it, long ones first:
+    of a batch with a line for each row two fifths would be padding."""
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        line = next((i for i, left in enumerate(room) if left >= lengths[row]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            room.append(max(lengths))
+        lines[line].append(row)
+        room[line] -= lengths[row]
+    return lines
+
+
+def _padded_mask(seen: Sequence[Tensor], size: int) -> Tensor:
+    """(size, size) of one line; what is padded sees itself."""
+    mask = torch.eye(size, dtype=torch.bool)
+    start = 0
+    for own in seen:
+        end = start + len(own)
+        mask[start:end, start:end] = own
+        start = end
+    return mask
 
 
 def _laid_out(tokenizer: Tokenizer, question: Question, num_vectors: int) -> _Laid:
