@@ -173,10 +173,10 @@ class Recipe(_Part):
 
     @property
     def hears_nothing(self) -> bool:
-        """Whether transcripts alone were ever learnt from, as by a cascade."""
+        """Whether its stages have transcripts alone, as a cascade's have; an adapter that goes on may have heard."""
         asking = [stage for stage in self.stages if isinstance(stage, LanguageStage)]
         modes = {mode for stage in asking for mode, share in stage.modes.items() if share}
-        return not self.continues and len(asking) == len(self.stages) and modes == {"text"}
+        return "projector" not in self.continues and len(asking) == len(self.stages) and modes == {"text"}
 
     @property
     def voice_layer(self) -> int | None:

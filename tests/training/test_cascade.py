@@ -44,12 +44,13 @@ def test_a_cascade_is_calibrated_on_what_the_bundle_hears_and_measured_so(tiny_b
     assert cascade.habits is not model.habits
 
 
-def test_what_was_taught_by_transcripts_alone_is_a_cascade_and_what_goes_on_from_ears_is_none():
+def test_what_is_taught_by_transcripts_alone_is_a_cascade_and_what_goes_on_from_ears_is_none():
     cascade = load_recipe(Path("jobs/train/mini_cascade.yaml"))
     [stage] = cascade.stages
     deaf = stage.model_copy(update={"modes": {"text": 1.0, "audio": 0.0}})
     assert cascade.hears_nothing
     assert cascade.model_copy(update={"stages": [deaf]}).hears_nothing
     assert not cascade.model_copy(update={"continues": ["projector", "adapter"]}).hears_nothing
+    assert load_recipe(Path("jobs/train/mini_more_cascade.yaml")).hears_nothing
     assert not cascade.model_copy(update={"stages": []}).hears_nothing
     assert not load_recipe(Path("jobs/train/mini.yaml")).hears_nothing
