@@ -72,17 +72,19 @@ def heard_examples(examples: Sequence[Example], model: Model) -> Iterator[Listen
 
 
 def asked_keywords(heard: Sequence[Listened], model: Model, seed: int) -> list[Asked]:
-    """Of each English recording with a text a word that is said and one that is not, asked."""
+    """Of each English recording with a text a word that is said and one that is not, asked side by side."""
     asked = []
-    for each, word, truth in with_progress(_keyword_questions(heard, seed), "keyword_search"):
-        task = load_task({"keyword_search": {"keywords": [word]}}, Path())
+    for each, truths in with_progress(_keyword_questions(heard, seed), "keyword_search"):
+        words = list(truths)
+        task = load_task({"keyword_search": {"keywords": words}}, Path())
         with torch.inference_mode():
             found = _closed(task, each.hearings, model)
-        probability = max(answer["keywords"][0]["probability"] for answer in found)
-        spotted = spotted_words([word], each.hearings, model)
-        evidence = max((place.evidence for [place] in spotted if place is not None), default=None)
-        written = max(written_words([word], hearing)[0] for hearing in each.hearings)
-        asked.append(Asked(word, probability, evidence, written, truth))
+        spotted = spotted_words(words, each.hearings, model)
+        written = [written_words(words, hearing) for hearing in each.hearings]
+        for place, (word, truth) in enumerate(truths.items()):
+            probability = max(answer["keywords"][place]["probability"] for answer in found)
+            evidence = max((best.evidence for own in spotted if (best := own[place]) is not None), default=None)
+            asked.append(Asked(word, probability, evidence, max(own[place] for own in written), truth))
     return asked
 
 
@@ -142,8 +144,9 @@ def _judged(task: Task, told: Sequence[tuple[Hearing, str]], model: Model) -> Ju
     return judged
 
 
-def _keyword_questions(heard: Sequence[Listened], seed: int) -> list[tuple[Listened, str, bool]]:
-    """For each transcript a word that is said and one that is not; every other absent one looks like a said one."""
+def _keyword_questions(heard: Sequence[Listened], seed: int) -> list[tuple[Listened, dict[str, bool]]]:
+    """For each transcript a word that is said and one that is not, and which is; every other absent one looks like a
+    said one."""
     random = np.random.default_rng(seed)
     spoken = [each for each in heard if each.example.lang == "en" and each.example.text and each.hearings]
     vocabulary = sorted({w for e in spoken for w in normalised(e.example.text or "").split() if len(w) > 2})
@@ -152,9 +155,10 @@ def _keyword_questions(heard: Sequence[Listened], seed: int) -> list[tuple[Liste
         said = normalised(each.example.text or "").split()
         present = str(random.choice([w for w in said if len(w) > 2] or said))
         absent = [w for w in (lookalikes(present, vocabulary) if number % 2 else vocabulary) if w not in said]
-        asked.append((each, present, True))
+        truths = {present: True}
         if absent:
-            asked.append((each, str(absent[0] if number % 2 else random.choice(absent)), False))
+            truths[str(absent[0] if number % 2 else random.choice(absent))] = False
+        asked.append((each, truths))
     return asked
 
 
