@@ -156,11 +156,11 @@ def build(recipe: Recipe, bundle: Bundle, examples: Sequence[Example]) -> Traine
     token_ids = take_up(recipe, bundle, projector, adapted)
     if not isinstance(projector, Projector):
         return Trained(projector, None, adapted, tokenizer)
-    if projector.tone is not None and isinstance(recipe.projector, ProjectorShape):
-        names = [name for labels in tone_labels(recipe.projector.tone).values() for name in labels]
-        ids = [tokenizer.encode(f" {name.replace('_', ' ')}", add_special_tokens=False).ids for name in names]
-        projector.tone.words.copy_(torch.stack([word_embedding(each, embeddings) for each in ids]))
     if token_ids is None:
+        if projector.tone is not None and isinstance(recipe.projector, ProjectorShape):
+            names = [name for labels in tone_labels(recipe.projector.tone).values() for name in labels]
+            ids = [tokenizer.encode(f" {name.replace('_', ' ')}", add_special_tokens=False).ids for name in names]
+            projector.tone.words.copy_(torch.stack([word_embedding(each, embeddings) for each in ids]))
         texts = [spoken_form(e.text) for e in examples if e.text and e.lang == "en"]
         token_ids = scored_tokens(tokenizer, texts, size=recipe.readout_tokens)
     readout = Readout(token_ids, embeddings[token_ids].float(), projector.log_scale)

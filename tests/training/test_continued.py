@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from svbatch.errors import TrainingError
 from svbatch.training.checkpoints import trainable_state
@@ -28,6 +29,15 @@ def test_what_learns_begins_as_the_bundles_own(tiny_bundle, tiny_recipe, tiny_pa
     assert parts.readout is not None
     assert tiny_parts.readout is not None
     assert parts.readout.token_ids.tolist() == tiny_parts.readout.token_ids.tolist()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_words_for_a_voice_are_the_bundles_whatever_the_llm_is_rounded_to(tiny_bundle, tiny_recipe, precision):
+    goes_on = tiny_recipe.model_copy(update={"continues": BOTH, "precision": precision})
+    learnt = load_file(tiny_bundle.path(tiny_bundle.manifest.projector.weights))
+    torch.testing.assert_close(
+        build(goes_on, tiny_bundle, OTHERS).projector.tone.words.half(), learnt["tone.words"], rtol=0, atol=0
+    )
 
 
 def test_a_projector_of_another_shape_is_refused(tiny_bundle, tiny_recipe):
